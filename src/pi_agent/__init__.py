@@ -1,0 +1,3 @@
+"""pi-agent: the identity agent for Raspberry Pi."""
+
+__version__ = "0.1.0"
