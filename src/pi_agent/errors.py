@@ -134,9 +134,7 @@ class TransportError(PiAgentError):
 
     exit_code = 5
 
-    def __init__(
-        self, message: str, *, reason: str, retry_after: int | None = None, hint: str | None = None
-    ) -> None:
+    def __init__(self, message: str, *, reason: str, retry_after: int | None = None, hint: str | None = None) -> None:
         super().__init__(message, hint=hint)
         self.reason = reason
         self.retry_after = retry_after

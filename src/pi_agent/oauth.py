@@ -1,0 +1,115 @@
+"""The token request and its answers (RFC 6749 sections 4.5, 5.1, 5.2), and what counts as one.
+
+Standard library only. Writers and readers stand side by side. gives a value or raises: OAuthError when the server said no in OAuth's words, TransportError when what came back is no
+OAuth answer at all. Neither ever repeats what the answer held.
+"""
+
+from __future__ import annotations
+
+import json
+from urllib.parse import urlencode
+
+from pi_agent.errors import OAuthError, TransportError
+
+JWT_BEARER = "urn:ietf:params:oauth:grant-type:jwt-bearer"
+CLIENT_ASSERTION_TYPE = "urn:ietf:params:oauth:client-assertion-type:jwt-bearer"
+
+MAX_TOKEN_LENGTH = 8 * 1024
+MAX_LIFE = 24 * 3600
+
+_B64TOKEN = frozenset("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-._~+/=")
+_DESCRIPTION = frozenset(map(chr, range(0x20, 0x7F))) - {'"', "\\"}
+
+
+class Token:
+    """An access token as it was received: ``access_token``, ``scope`` (space-separated, may be empty), ``expires_in`` seconds."""
+
+    __slots__ = ("access_token", "expires_in", "scope")
+
+    def __init__(self, access_token: str, *, expires_in: int, scope: str = "") -> None:
+        self.access_token = access_token
+        self.expires_in = expires_in
+        self.scope = scope
+
+    def __repr__(self) -> str:  # a token must not reach a log through a traceback
+        return f"Token(expires_in={self.expires_in}, scope={self.scope!r})"
+
+
+def grant_form(assertion: str, *, scope: str = "", resource: str = "") -> str:
+    """The body of a JWT-bearer token request (RFC 7523 section 2.1; ``resource``: RFC 8707)."""
+    fields = {"grant_type": JWT_BEARER, "assertion": assertion, "scope": scope, "resource": resource}
+    return urlencode({name: value for name, value in fields.items() if value})
+
+
+def token_answer(token: Token) -> dict[str, object]:
+    """The members of a successful answer (RFC 6749 section 5.1)."""
+    answer: dict[str, object] = {
+        "access_token": token.access_token,
+        "token_type": "Bearer",
+        "expires_in": token.expires_in,
+    }
+    return answer | {"scope": token.scope} if token.scope else answer
+
+
+def error_answer(error: OAuthError) -> dict[str, str]:
+    """The members of an error answer (RFC 6749 section 5.2). A description keeps only the characters allowed there."""
+    description = "".join(character for character in error.description if character in _DESCRIPTION)
+    return {"error": error.error} | ({"error_description": description} if description else {})
+
+
+def read_answer(
+    status: int, content_type: str, body: bytes, *, scope: str = "", retry_after: int | None = None
+) -> Token:
+    """The token in a token endpoint's answer.
+
+    Believed only from status 200 with ``application/json`` and exactly the members of RFC 6749 section 5.1: a
+    non-empty b64token of at most 8 KiB, ``token_type`` Bearer, ``expires_in`` a whole number of at least a second (cut
+    to a day). ``scope`` is what was asked for: an answer may be narrower, never wider.
+    Raises OAuthError for an OAuth error answer, TransportError for anything else.
+    """
+    members = _json_object(content_type, body, status, retry_after)
+    if status != 200:
+        raise _error(status, members, retry_after)
+    text, kind, life = members.get("access_token"), members.get("token_type"), members.get("expires_in")
+    if not isinstance(text, str) or not 0 < len(text) <= MAX_TOKEN_LENGTH or not _B64TOKEN.issuperset(text):
+        raise _unusable("its access_token is missing or not a bearer token")
+    if not isinstance(kind, str) or kind.lower() != "bearer":
+        raise _unusable("its token_type is not Bearer")
+    if type(life) is not int or life < 1:
+        raise _unusable("its expires_in is not a positive whole number")
+    granted = members.get("scope", scope)
+    if not isinstance(granted, str) or not (set(granted.split()) <= set(scope.split()) or not scope):
+        raise _unusable("its scope is wider than what was asked for")
+    return Token(text, expires_in=min(life, MAX_LIFE), scope=granted)
+
+
+def _json_object(content_type: str, body: bytes, status: int, retry_after: int | None) -> dict[str, object]:
+    try:
+        members = json.loads(body.decode("utf-8"), parse_constant=_no_constant)
+    except (ValueError, RecursionError):
+        members = None
+    if content_type.partition(";")[0].strip().lower() != "application/json" or not isinstance(members, dict):
+        raise TransportError(
+            f"the server answered {status} without a JSON object", reason="answer", retry_after=retry_after
+        )
+    return members
+
+
+def _error(status: int, members: dict[str, object], retry_after: int | None) -> OAuthError | TransportError:
+    code, description = members.get("error"), members.get("error_description", "")
+    if not isinstance(code, str) or not code or not isinstance(description, str) or status >= 500:
+        return TransportError(f"the server answered {status}", reason="answer", retry_after=retry_after)
+    clean = "".join(character for character in description if character in _DESCRIPTION)
+    return OAuthError(_cut(code), clean[:200], status=status, retry_after=retry_after)
+
+
+def _cut(code: str) -> str:
+    return "".join(character for character in code if character in _DESCRIPTION)[:64] or "unknown_error"
+
+
+def _unusable(why: str) -> TransportError:
+    return TransportError(f"the server's token cannot be used: {why}", reason="answer")
+
+
+def _no_constant(name: str) -> object:
+    raise ValueError(f"{name} is not JSON")
