@@ -1,7 +1,8 @@
 """The token request and its answers (RFC 6749 sections 4.5, 5.1, 5.2), and what counts as one.
 
-Standard library only. Writers and readers stand side by side. gives a value or raises: OAuthError when the server said no in OAuth's words, TransportError when what came back is no
-OAuth answer at all. Neither ever repeats what the answer held.
+Standard library only. Writers and readers stand side by side. A reader gives a value or raises: OAuthError when the
+server said no in OAuth's words, TransportError when what came back is no OAuth answer at all. Neither ever repeats
+what the answer held.
 """
 
 from __future__ import annotations
