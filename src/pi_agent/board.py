@@ -153,7 +153,7 @@ def _assemble(found: Readings, revision: Revision, origin: str, conflicts: list[
         flags=revision.flags,
         sources=sources,
         conflicts=tuple(conflicts),
-        notes=(*found.notes, *_notes(revision, memory_mib)),
+        notes=(*found.bad_revisions, *found.notes, *_notes(revision, memory_mib)),
         kernel_model=kernel_model,
     )
 

@@ -125,7 +125,7 @@ def _why(facts: Facts, found: Readings) -> tuple[str, str]:
             "run pi-agent board on the machine itself: there it asks the device tree and the firmware too",
         )
     return (
-        f"{kernel}, and there is no device tree to ask (a container hides it)",
+        f"{kernel}, and there is no device tree to ask (containers hide it)",
         "run pi-agent board outside the container, or start it with: "
         "docker run --security-opt systempaths=unconfined (podman: --security-opt unmask=ALL)",
     )

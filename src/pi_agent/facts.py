@@ -78,6 +78,7 @@ class Readings:
     parts: list[str] = field(default_factory=list)
     foreign: list[str] = field(default_factory=list)
     zero_revision: bool = False
+    bad_revisions: list[str] = field(default_factory=list)
     u_boot: bool = False
     notes: list[str] = field(default_factory=list)
 
@@ -100,8 +101,11 @@ def readings_of(facts: Facts) -> Readings:
     found = Readings()
     if facts.cpuinfo is not None:
         _read_cpuinfo(cpuinfo_fields(facts.cpuinfo), facts.cpuinfo_origin, found)
+    seen: list[Mapping[str, bytes]] = []
     for origin, properties in facts.trees.items():
-        _read_tree(properties, origin, found)
+        if properties not in seen:  # the two paths usually lead to one tree: one voice, not two
+            seen.append(properties)
+            _read_tree(properties, origin, found)
     if "revision" in facts.mailbox:
         found.add_revision(MAILBOX, facts.mailbox["revision"])
     if "serial" in facts.mailbox:
@@ -125,12 +129,12 @@ def cpuinfo_fields(text: str) -> dict[str, dict[str, None]]:
     return fields
 
 
-def clean(value: str) -> str:
-    """Printable ASCII only, no blanks around it, at most 64 characters: fit for a terminal, a log and a claim."""
-    value = value.strip()
+def clean(value: str, limit: int = MAX_VALUE) -> str:
+    """Printable ASCII only, no blanks around it, at most ``limit`` characters: fit for a terminal, a log, a claim."""
+    value = value[: 4 * limit].strip()
     if not (value.isascii() and value.isprintable()):
-        value = "".join(char for char in value[: 4 * MAX_VALUE] if " " <= char <= "~").strip()
-    return value[:MAX_VALUE]
+        value = "".join(char for char in value if " " <= char <= "~").strip()
+    return value[:limit]
 
 
 def _read_cpuinfo(fields: dict[str, dict[str, None]], origin: str, found: Readings) -> None:
@@ -143,7 +147,7 @@ def _read_cpuinfo(fields: dict[str, dict[str, None]], origin: str, found: Readin
         if len(value) <= 8 and is_hex(value):
             found.add_revision(origin, int(value, 16))
         else:
-            found.notes.append(f"revision ignored: {origin} says {value!r}, which is not up to 8 hex digits")
+            found.bad_revisions.append(f"{origin} says Revision {value!r}, which is not up to 8 hex digits")
     for value in fields.get("Serial", ()):
         found.add_serial(origin, value)
 
@@ -153,7 +157,8 @@ def _read_tree(properties: Mapping[str, bytes], origin: str, found: Readings) ->
         raw = properties.get(name)
         if raw is None or len(raw) == size:
             return None if raw is None else int.from_bytes(raw, "big")
-        found.notes.append(f"{origin}/{name} ignored: {len(raw)} bytes, expected {size}")
+        problems = found.bad_revisions if name == TREE_REVISION else found.notes
+        problems.append(f"{origin}/{name} has {len(raw)} bytes, expected {size}")
         return None
 
     if (code := cells(TREE_REVISION, 4)) is not None:

@@ -62,7 +62,7 @@ class _Gathering:
     reading: str = CPUINFO
 
     def run(self, root: str, cpuinfo: str | None) -> None:
-        self.cpuinfo_origin = clean(cpuinfo) if cpuinfo else CPUINFO
+        self.cpuinfo_origin = clean(cpuinfo, 256) if cpuinfo else CPUINFO
         raw = self.read(self.cpuinfo_origin, Path(cpuinfo) if cpuinfo else _below(root, CPUINFO), follow=bool(cpuinfo))
         self.cpuinfo = None if raw is None else raw.decode("utf-8", "replace")
         if cpuinfo and root == "/":
