@@ -1,0 +1,82 @@
+"""``pi-agent``: one command a file in ``commands/``; this one finds it, runs it, and says what went wrong.
+
+Data goes to stdout, words go to stderr: ``error:``, then ``hint:`` with the next step. With ``--json`` an error is a
+JSON object on stdout, too. Only the command that is asked for is imported.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import json
+import os
+import sys
+from collections.abc import Sequence
+from types import ModuleType
+
+from pi_agent import __version__
+from pi_agent.errors import PiAgentError
+
+COMMANDS = ("setup", "run", "token", "status", "board", "wipe-identity")
+
+EPILOG = """\
+exit codes: 0 done; 1 failed; 2 usage; 3 not found; 4 not approved; 5 unreachable; 6 conflict; 130 interrupted
+
+example:
+  sudo pi-agent setup https://fleet.example
+  pi-agent token --header | curl -H @- https://api.example/telemetry
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; its exit code is returned."""
+    arguments = sys.argv[1:] if argv is None else list(argv)
+    args = _parser(arguments).parse_args(arguments)
+    try:
+        code: int = _command(args.command).run(args)
+        sys.stdout.flush()
+    except PiAgentError as error:
+        return _report(error, args)
+    except KeyboardInterrupt:
+        return 130
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # the reader has left; nothing more to say to it
+        return 1
+    return code
+
+
+def _parser(arguments: list[str]) -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="pi-agent",
+        description="The identity agent for Raspberry Pi: proves which board this is, and keeps an access token ready.",
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--version", action="version", version=f"pi-agent {__version__}")
+    parser.add_argument("--config", metavar="FILE", help="settings file (default /etc/pi-agent/config.toml)")
+    parser.add_argument("--state", metavar="DIR", help="folder of the key and the identity (default /var/lib/pi-agent)")
+    parser.add_argument("--runtime", metavar="DIR", help="folder of the socket (default /run/pi-agent)")
+    parser.add_argument("--root", metavar="DIR", help="where /proc is read (default /)")
+    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    subparsers = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    named = [word for word in arguments if word in COMMANDS][:1]
+    for name in named or COMMANDS:
+        module = _command(name)
+        subparser = subparsers.add_parser(name, help=module.HELP, description=module.HELP)
+        module.add_arguments(subparser)
+    return parser
+
+
+def _command(name: str) -> ModuleType:
+    return importlib.import_module("pi_agent.device.commands." + name.replace("-", "_"))
+
+
+def _report(error: PiAgentError, args: argparse.Namespace) -> int:
+    if args.debug:
+        raise error
+    if getattr(args, "json", False):
+        print(json.dumps({"schema": "pi-agent.error/1", "error": str(error), "hint": error.hint}))
+    sys.stderr.write(f"error: {error}\n")
+    if error.hint:
+        sys.stderr.write(f"hint: {error.hint}\n")
+    return error.exit_code

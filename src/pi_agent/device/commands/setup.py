@@ -1,0 +1,147 @@
+"""``pi-agent setup URL``: make a key, enroll at the server, and write down where it is."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+import time
+from pathlib import Path
+
+from pi_agent.errors import ConflictError, UsageError
+
+HELP = "enroll this board at a server"
+PENDING = "pending"
+POLL = 3.0
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("url", metavar="URL", help="the server's address, for example https://fleet.example")
+    parser.add_argument("--name", help="what people call this board (default: nothing)")
+    parser.add_argument(
+        "--enrollment-token-file",
+        metavar="FILE",
+        help="file with an enrollment token, - for standard input (or $PI_AGENT_ENROLLMENT_TOKEN)",
+    )
+    parser.add_argument("--ca-file", dest="server_ca_file", metavar="FILE", help="one CA file to trust for this server")
+    parser.add_argument(
+        "--loopback-http",
+        dest="server_loopback_http",
+        action="store_true",
+        default=None,
+        help="allow plain http to a server on this machine",
+    )
+    parser.add_argument("--wait", type=float, metavar="SECONDS", help="wait until an operator has approved the board")
+    parser.add_argument("--json", action="store_true", help="print the result as JSON")
+    parser.epilog = "example: sudo pi-agent setup https://fleet.example --name kitchen"
+
+
+def run(args: argparse.Namespace) -> int:
+    """0 when the board is approved, 4 while it waits for approval or was refused."""
+    from pi_agent.board import board_claims
+    from pi_agent.device import config, enroll, files, identity
+    from pi_agent.device.keys import file
+    from pi_agent.device.probe import probe
+    from pi_agent.device.transport import Transport
+    from pi_agent.device.worker import agent_claims
+
+    issuer = args.url.rstrip("/")
+    settings = config.load(vars(args) | {"server_issuer": issuer})
+    board = probe(str(settings.root))
+    files.make_directory(settings.state, 0o700)
+    _check_issuer(settings.state, issuer)
+    transport = Transport(
+        ca_file=settings.server_ca_file, proxy=settings.server_proxy, loopback_http=settings.server_loopback_http
+    )
+    metadata = enroll.discover(transport, issuer, loopback_http=settings.server_loopback_http)
+    key = file.load_or_create(settings.state)
+    enrollment_token = _enrollment_token(args)
+
+    def register() -> enroll.Registration:
+        return enroll.register(
+            transport,
+            metadata,
+            key,
+            board=dict(board_claims(board)),
+            agent=agent_claims(key, simulated=str(settings.root) != "/"),
+            name=settings.name,
+            enrollment_token=enrollment_token,
+            now=int(time.time()),
+        )
+
+    registration = register()
+    kid = key.public_key().kid
+    identity.store(
+        settings.state,
+        identity.Identity(issuer, registration.client_id, metadata.token_endpoint, kid, board.serial or ""),
+    )
+    _write_config(settings)
+    deadline = time.monotonic() + (args.wait or 0)
+    while registration.status == PENDING and time.monotonic() < deadline:
+        time.sleep(min(POLL, max(0.0, deadline - time.monotonic())))
+        registration = register()
+    _show(
+        args,
+        {"board": f"{board.model}, {board.type}, serial {board.serial or 'unknown'}", "server": issuer},
+        registration,
+        kid,
+    )
+    return 0 if registration.status == "approved" else 4
+
+
+def _check_issuer(state: Path, issuer: str) -> None:
+    from pi_agent.device import identity
+    from pi_agent.errors import ConfigError
+
+    try:
+        known = identity.load(state)
+    except ConfigError:
+        return  # not set up yet: that is what we are here for
+    if known.issuer != issuer:
+        raise ConflictError(
+            f"this board is enrolled at {known.issuer} as {known.client_id}",
+            hint="to leave that server for good: pi-agent wipe-identity",
+        )
+
+
+def _enrollment_token(args: argparse.Namespace) -> str:
+    """From a file or the environment, never from the command line, which every user of the machine can read."""
+    name = args.enrollment_token_file
+    try:
+        text = sys.stdin.readline() if name == "-" else Path(name).read_text(encoding="ascii") if name else ""
+    except (OSError, ValueError) as error:
+        raise UsageError(f"cannot read the enrollment token from {name}: {error}") from error
+    return (text or os.environ.get("PI_AGENT_ENROLLMENT_TOKEN", "")).strip()
+
+
+def _write_config(settings: object) -> None:
+    from pi_agent.device import config
+
+    assert isinstance(settings, config.Settings)
+    given: dict[str, str | int | bool] = {
+        "name": settings.name,
+        "server.issuer": settings.server_issuer,
+        "server.ca_file": settings.server_ca_file,
+        "server.proxy": settings.server_proxy,
+        "server.loopback_http": settings.server_loopback_http,
+    }
+    config.write(settings.config, {name: value for name, value in given.items() if value})
+
+
+def _show(args: argparse.Namespace, facts: dict[str, str], registration: object, kid: str) -> None:
+    from pi_agent.device.enroll import Registration
+
+    assert isinstance(registration, Registration)
+    document = {"client_id": registration.client_id, "status": registration.status, "kid": kid}
+    if args.json:
+        print(json.dumps({"schema": "pi-agent.setup/1"} | facts | document))
+        return
+    for name, value in (facts | {"device id": registration.client_id, "key": kid}).items():
+        print(f"{name:<11}{value}")
+    if registration.status == PENDING:
+        print(f"{'status':<11}waiting for approval. An operator approves it with:")
+        print(f"{'':<11}pi-fleet approve {registration.client_id}")
+    else:
+        print(f"{'status':<11}{registration.status}")
+    sys.stderr.write("next: sudo systemctl restart pi-agent    (without systemd: pi-agent run)\n")

@@ -1,0 +1,116 @@
+"""How a board becomes known: discovery (RFC 8414), then registration (RFC 7591) with a proof that it holds its key.
+
+The proof is a statement of the new key over a nonce of the server (``assertion.ENROLLMENT``). Registering again with
+the same key answers the same client, so that a lost answer costs nothing.
+"""
+
+from __future__ import annotations
+
+import secrets
+from dataclasses import dataclass
+from typing import Any
+
+from pi_agent import assertion
+from pi_agent.device.config import check_url
+from pi_agent.device.keys import KeyStore
+from pi_agent.device.transport import Answer, Transport
+from pi_agent.errors import OAuthError, TransportError
+from pi_agent.oauth import JWT_BEARER
+
+METADATA = "/.well-known/oauth-authorization-server"
+THUMBPRINT_URI = "urn:ietf:params:oauth:jwk-thumbprint:sha-256:"  # RFC 9278
+NONCE_WANTED = "use_enrollment_nonce"
+
+
+@dataclass(frozen=True, slots=True)
+class Metadata:
+    issuer: str
+    token_endpoint: str
+    registration_endpoint: str
+
+
+@dataclass(frozen=True, slots=True)
+class Registration:
+    """``status`` is ``pending`` until somebody approves the device, ``approved`` when that is done."""
+
+    client_id: str
+    status: str
+
+
+def discover(transport: Transport, issuer: str, *, loopback_http: bool = False) -> Metadata:
+    """The server's endpoints. Raises TransportError when it is not the issuer it was addressed as (RFC 8414 section 3.3)."""
+    answer = transport.get_json(issuer.rstrip("/") + METADATA)
+    members = answer.json_object()
+    if answer.status != 200 or members.get("issuer") != issuer:
+        raise TransportError(
+            f"the server at {issuer} does not call itself that",
+            reason="issuer",
+            hint=f"its own name for itself is {members['issuer']!r}"
+            if isinstance(members.get("issuer"), str)
+            else None,
+        )
+    endpoints = {name: members.get(name) for name in ("token_endpoint", "registration_endpoint")}
+    for name, url in endpoints.items():
+        if not isinstance(url, str):
+            raise TransportError(f"the server's metadata has no {name}", reason="issuer")
+        check_url(url, loopback_http=loopback_http, what=name)
+    return Metadata(issuer=issuer, **endpoints)  # type: ignore[arg-type]  # every value was just seen to be a str
+
+
+def register(
+    transport: Transport,
+    metadata: Metadata,
+    key: KeyStore,
+    *,
+    board: dict[str, Any],
+    agent: dict[str, Any],
+    name: str,
+    enrollment_token: str,
+    now: int,
+) -> Registration:
+    """Make the key known, or find that it is. ``now`` is the time that the proof carries, in seconds since 1970.
+
+    Raises OAuthError when the server refuses, TransportError when it makes no sense.
+    """
+    public = key.public_key()
+    nonce: str | None = None
+    for _ in range(2):
+        subject = THUMBPRINT_URI + public.kid
+        claims = assertion.claims(
+            issuer=subject,
+            audience=metadata.issuer,
+            now=now,
+            jti=secrets.token_urlsafe(16),
+            nonce=nonce,
+            board=board,
+            agent=agent,
+        )
+        proof = assertion.sign(claims, kind=assertion.ENROLLMENT, alg=key.alg, kid=public.kid, sign=key.sign)
+        request = {
+            "client_name": name,
+            "grant_types": [JWT_BEARER],
+            "token_endpoint_auth_method": "none",
+            "jwks": {"keys": [public.jwk | {"alg": key.alg}]},
+            "proof": proof,
+        }
+        answer = transport.post_json(metadata.registration_endpoint, request, bearer=enrollment_token)
+        members = answer.json_object()
+        nonce = members.get("nonce")
+        if not (answer.status == 400 and members.get("error") == NONCE_WANTED and isinstance(nonce, str)):
+            break
+    return _read_registration(answer, members)
+
+
+def _read_registration(answer: Answer, members: dict[str, Any]) -> Registration:
+    if answer.status not in (200, 201):
+        code, description = members.get("error"), members.get("error_description")
+        raise OAuthError(
+            str(code)[:64] if code else "unknown_error",
+            str(description)[:200] if description else f"the server answered {answer.status}",
+            status=answer.status,
+            retry_after=answer.retry_after,
+        )
+    client_id, status = members.get("client_id"), members.get("status", "approved")
+    if not isinstance(client_id, str) or not client_id.isascii() or not 0 < len(client_id) <= 128:
+        raise TransportError("the server's registration has no usable client_id", reason="answer")
+    return Registration(client_id=client_id, status=str(status)[:32])

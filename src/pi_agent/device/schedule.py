@@ -1,0 +1,40 @@
+"""When to ask for a token next. Pure: ``now`` and every answer are seconds of boot time, ``chance`` is a number in [0, 1).
+
+A token is renewed at half its life, give or take a tenth, so that boards that started together drift apart. A failed
+attempt waits a random part of a window that doubles (full jitter), a refused device asks slowly, and the server's
+``Retry-After`` is obeyed up to six hours (requirements RA-01, RA-04, RA-14, RA-33).
+"""
+
+from __future__ import annotations
+
+BASE, CAP = 2.0, 600.0
+REFUSED_BASE, REFUSED_CAP = 300.0, 3600.0
+PENDING_BASE, PENDING_CAP = 5.0, 120.0
+MAX_RETRY_AFTER = 6 * 3600.0
+SHORTEST_PAUSE = 1.0
+
+FAILED, REFUSED, PENDING = "failed", "refused", "pending"
+
+
+def first_attempt(now: float, *, phase: float, spread: float) -> float:
+    """After boot: ``phase`` in [0, 1) is the device's own and never changes, so a fleet spreads the same way each time."""
+    return now + phase * spread
+
+
+def refresh_at(asked_at: float, expires_in: float, *, chance: float) -> float:
+    """Half the life, +-10 % of it, counted from before the request was sent (RA-13)."""
+    return asked_at + expires_in * (0.4 + 0.2 * chance)
+
+
+def retry_at(now: float, outcome: str, failures: int, *, chance: float, retry_after: float | None = None) -> float:
+    """The next attempt after ``failures`` (1, 2, ...) in a row that ended in ``outcome``."""
+    doubled = 2.0 ** min(failures - 1, 20)
+    if outcome == REFUSED:
+        pause = min(REFUSED_CAP, REFUSED_BASE * doubled) * (0.9 + 0.2 * chance)
+    elif outcome == PENDING:
+        pause = min(PENDING_CAP, PENDING_BASE * doubled) * (0.5 + 0.5 * chance)
+    else:
+        pause = min(CAP, BASE * doubled) * chance
+    if retry_after is not None and retry_after > 0:
+        pause = max(pause, min(retry_after, MAX_RETRY_AFTER) * (1 + 0.1 * chance))
+    return now + max(pause, SHORTEST_PAUSE)

@@ -1,0 +1,306 @@
+"""The one place where the device talks to the network. Nothing that happens out there may surprise the rest of the agent.
+
+requests-oauthlib carries the token request, through its own points of extension: an oauthlib client that signs our
+assertion, a response hook that believes nothing it should not, and an adapter that keeps the connection honest:
+
+* no redirect is followed, no cookie kept, no ``.netrc``, proxy or CA taken from the environment;
+* an answer is read to 64 KiB, as it was sent: a compressed one is refused, since nothing was asked for compressed;
+* an attempt ends after 30 seconds, whatever hangs (names, TLS, a server that drips), because it runs beside its clock.
+
+Requirements A-13 to A-20, RA-03, RA-06 to RA-12. Every failure is a TransportError with a reason, or an OAuthError.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import logging
+import os
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+from email.utils import parsedate_to_datetime
+from http.cookiejar import DefaultCookiePolicy
+from typing import Any, TypeVar
+
+import requests
+import urllib3
+from oauthlib.oauth2 import OAuth2Token, ServiceApplicationClient
+from requests.adapters import HTTPAdapter
+from requests_oauthlib import OAuth2Session
+
+from pi_agent import oauth
+from pi_agent.errors import PiAgentError, TransportError
+
+DEADLINE = 30.0
+SOCKET_TIMEOUT = 10.0
+MAX_ANSWER = 64 * 1024
+
+for _name in ("requests_oauthlib", "oauthlib", "urllib3"):
+    logging.getLogger(_name).setLevel(logging.INFO)  # at DEBUG they print assertions and tokens (G-03)
+
+_Result = TypeVar("_Result")
+_Session = TypeVar("_Session", bound=requests.Session)
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What came back: ``date`` is the server's Date in seconds since 1970, or None."""
+
+    status: int
+    content_type: str
+    body: bytes
+    date: int | None
+    retry_after: int | None
+
+    def json_object(self) -> dict[str, Any]:
+        """The body as a JSON object. Raises TransportError."""
+        try:
+            members = json.loads(self.body.decode("utf-8"))
+        except (ValueError, RecursionError):
+            members = None
+        if self.content_type.partition(";")[0].strip().lower() != "application/json" or not isinstance(members, dict):
+            raise TransportError(
+                f"the server answered {self.status} without a JSON object",
+                reason="answer",
+                retry_after=self.retry_after,
+                hint="is that the address of a pi-agent server, and is there a login page in between?",
+            )
+        return members
+
+
+class Transport:
+    """A session with the server's rules of trust. ``loopback_http`` lets plain http through; URLs were checked before."""
+
+    def __init__(self, *, ca_file: str = "", proxy: str = "", loopback_http: bool = False) -> None:
+        self._verify: Any = ca_file or True  # the types of requests-oauthlib forget that a path may stand here
+        self._proxies = {"http": proxy, "https": proxy} if proxy else {}
+        self._loopback_http = loopback_http
+
+    def get_json(self, url: str) -> Answer:
+        return within(DEADLINE, lambda: self._request("GET", url, headers={"Accept": "application/json"}))
+
+    def post_json(self, url: str, members: dict[str, Any], *, bearer: str = "") -> Answer:
+        headers = {"Content-Type": "application/json", "Accept": "application/json"}
+        if bearer:
+            headers["Authorization"] = f"Bearer {bearer}"
+        body = json.dumps(members).encode()
+        return within(DEADLINE, lambda: self._request("POST", url, headers=headers, data=body))
+
+    def fetch_token(
+        self, url: str, make_assertion: Callable[[], str], *, scope: str = "", resource: str = ""
+    ) -> tuple[oauth.Token, int | None]:
+        """The token that the assertion buys at ``url``, and the server's Date. ``make_assertion`` is called once.
+
+        Raises OAuthError, TransportError.
+        """
+        return within(DEADLINE, lambda: self._fetch_token(url, make_assertion, scope, resource))
+
+    def _fetch_token(
+        self, url: str, make_assertion: Callable[[], str], scope: str, resource: str
+    ) -> tuple[oauth.Token, int | None]:
+        # oauthlib refuses plain http unless this says otherwise. What the environment said never counts (A-13): the
+        # URL was checked by us, and http got this far only towards a literal loopback address.
+        os.environ.pop("OAUTHLIB_INSECURE_TRANSPORT", None)
+        if self._loopback_http:
+            os.environ["OAUTHLIB_INSECURE_TRANSPORT"] = "1"
+        client = _AssertionClient(make_assertion, scope=scope, resource=resource)
+        with self._harden(OAuth2Session(client=client)) as session:
+            session.register_compliance_hook("access_token_response", client.read_answer)
+            _translated(
+                lambda: session.fetch_token(
+                    url,
+                    include_client_id=True,  # the other choice is a Basic header with an empty password (A-17)
+                    timeout=SOCKET_TIMEOUT,
+                    verify=self._verify,
+                    proxies=self._proxies,
+                    headers={"Accept": "application/json", "Content-Type": "application/x-www-form-urlencoded"},
+                )
+            )
+        return client.received
+
+    def _request(self, method: str, url: str, **arguments: Any) -> Answer:
+        with self._harden(requests.Session()) as session:
+            response = _translated(
+                lambda: session.request(
+                    method,
+                    url,
+                    timeout=SOCKET_TIMEOUT,
+                    verify=self._verify,
+                    proxies=self._proxies,
+                    allow_redirects=False,
+                    **arguments,
+                )
+            )
+        return _answer(response)
+
+    def _harden(self, session: _Session) -> _Session:
+        session.trust_env = False
+        session.max_redirects = 0
+        session.cookies.set_policy(DefaultCookiePolicy(allowed_domains=[]))
+        session.adapters.clear()
+        session.mount("https://", _BoundedAdapter())
+        if self._loopback_http:
+            session.mount("http://", _BoundedAdapter())
+        session.headers["Accept-Encoding"] = "identity"
+        return session
+
+
+class _AssertionClient(ServiceApplicationClient):
+    """oauthlib's client for this grant; its own assertion could only be RS256, without kid, for an hour."""
+
+    def __init__(self, make_assertion: Callable[[], str], *, scope: str, resource: str) -> None:
+        super().__init__(client_id="")
+        self._make_assertion = make_assertion
+        self._scope = scope
+        self._resource = resource
+        self.received: tuple[oauth.Token, int | None]
+
+    def prepare_request_body(self, *_: object, **__: object) -> str:
+        return oauth.grant_form(self._make_assertion(), scope=self._scope, resource=self._resource)
+
+    def read_answer(self, response: requests.Response) -> requests.Response:
+        """The compliance hook: status and media type are looked at here, since oauthlib is shown the text alone."""
+        answer = _answer(response)
+        token = oauth.read_answer(
+            answer.status,
+            answer.content_type,
+            answer.body,
+            scope=self._scope,
+            retry_after=answer.retry_after,
+        )
+        self.received = token, answer.date
+        return response
+
+    def parse_request_body_response(self, body: str, scope: object = None, **_: object) -> OAuth2Token:
+        self.token = OAuth2Token(oauth.token_answer(self.received[0]))
+        return self.token
+
+
+class _BoundedAdapter(HTTPAdapter):
+    """Hands on an answer only when it is no redirect, not compressed, and read whole within MAX_ANSWER bytes."""
+
+    def build_response(self, req: requests.PreparedRequest, resp: Any) -> requests.Response:
+        try:
+            if 300 <= resp.status < 400:
+                raise TransportError(
+                    f"the server redirects ({resp.status}); redirects are refused, they could take the assertion elsewhere",
+                    reason="redirect",
+                    hint="use the final address as server.issuer; on a new network, is there a login page?",
+                )
+            if resp.headers.get("Content-Encoding", "identity").lower() != "identity":
+                raise TransportError("the answer is compressed, which was not asked for", reason="answer")
+            body = _read(resp)
+        except BaseException:
+            resp.close()
+            raise
+        whole = urllib3.HTTPResponse(
+            body=io.BytesIO(body), headers=resp.headers, status=resp.status, preload_content=False
+        )
+        response = super().build_response(req, whole)
+        response.encoding = "utf-8"  # without it requests guesses, and guessing loads a large table
+        return response
+
+
+def _read(resp: Any) -> bytes:
+    body = bytearray()
+    while chunk := resp.read(8192, decode_content=False):
+        body += chunk
+        if len(body) > MAX_ANSWER:
+            raise TransportError(f"the answer is longer than {MAX_ANSWER // 1024} KiB", reason="answer")
+    return bytes(body)
+
+
+def _answer(response: requests.Response) -> Answer:
+    date = _http_date(response.headers.get("Date", ""))
+    return Answer(
+        status=response.status_code,
+        content_type=response.headers.get("Content-Type", ""),
+        body=response.content,
+        date=date,
+        retry_after=_retry_after(response.headers.get("Retry-After", ""), date),
+    )
+
+
+def _http_date(text: str) -> int | None:
+    try:
+        return int(parsedate_to_datetime(text).timestamp())
+    except (ValueError, TypeError, OverflowError):
+        return None
+
+
+def _retry_after(text: str, date: int | None) -> int | None:
+    """Seconds to wait (RFC 9110 section 10.2.3); a date counts from the answer's own Date; junk is nothing."""
+    if text.isascii() and text.isdigit() and len(text) < 10:
+        return int(text)
+    moment = _http_date(text)
+    return max(0, moment - date) if moment is not None and date is not None else None
+
+
+def _translated(request: Callable[[], _Result]) -> _Result:
+    """Run ``request``; whatever the libraries raise leaves as a TransportError that says what to look at."""
+    try:
+        return request()
+    except PiAgentError:
+        raise
+    except requests.exceptions.SSLError as error:
+        raise TransportError(
+            "the server's certificate is not trusted, or TLS failed: " + _cause(error),
+            reason="tls",
+            hint="look at the clock (date), the name in server.issuer, and server.ca_file",
+        ) from None
+    except requests.exceptions.ProxyError as error:
+        raise TransportError("the proxy does not answer: " + _cause(error), reason="proxy") from None
+    except requests.exceptions.Timeout:
+        raise TransportError(f"no answer within {SOCKET_TIMEOUT:g} s", reason="timeout") from None
+    except requests.exceptions.ConnectionError as error:
+        raise _unreachable(error) from None
+    except (requests.exceptions.RequestException, urllib3.exceptions.HTTPError, OSError, ValueError) as error:
+        raise TransportError("the answer broke off or makes no sense: " + _cause(error), reason="answer") from None
+
+
+def _unreachable(error: Exception) -> TransportError:
+    text = repr(error)
+    if "NameResolution" in text or "Name or service" in text or "name resolution" in text:
+        return TransportError(
+            "the server's name is not known to DNS", reason="dns", hint="resolvectl status; ping the name"
+        )
+    if "refused" in text:
+        return TransportError("nothing listens at the server's address (connection refused)", reason="refused")
+    return TransportError("the server cannot be reached: " + _cause(error), reason="unreachable")
+
+
+def _cause(error: BaseException) -> str:
+    """The innermost reason, without the URL and objects that the libraries wrap around it."""
+    inner: BaseException = error
+    while (deeper := inner.__cause__ or inner.__context__ or getattr(inner, "reason", None)) and isinstance(
+        deeper, BaseException
+    ):
+        inner = deeper
+    text = inner.strerror if isinstance(inner, OSError) and inner.strerror else str(inner)
+    return "".join(character if character.isprintable() else "?" for character in text)[:160]
+
+
+def within(seconds: float, attempt: Callable[[], _Result]) -> _Result:
+    """What ``attempt`` returns or raises, or TransportError after ``seconds``.
+
+    The attempt runs in a thread of its own, because neither a resolver that hangs nor a server that drips can be
+    interrupted; one that outlives its time is left behind and dies with this short-lived process.
+    """
+    values: list[_Result] = []
+    errors: list[BaseException] = []
+
+    def run() -> None:
+        try:
+            values.append(attempt())
+        except BaseException as error:  # noqa: BLE001  # carried over to the caller's thread, whatever it is
+            errors.append(error)
+
+    thread = threading.Thread(target=run, daemon=True)
+    thread.start()
+    thread.join(seconds)
+    if errors:
+        raise errors[0]
+    if not values:
+        raise TransportError(f"no answer within {seconds:g} s", reason="timeout")
+    return values[0]
