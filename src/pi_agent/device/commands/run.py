@@ -33,7 +33,7 @@ def prepare(args: argparse.Namespace) -> dict[str, str]:
 
     from pi_agent.board import board_claims
     from pi_agent.device import config, files, identity
-    from pi_agent.device.commands.board import document
+    from pi_agent.device.commands.board import to_json
     from pi_agent.device.probe import probe
 
     settings = config.load(vars(args))
@@ -51,7 +51,7 @@ def prepare(args: argparse.Namespace) -> dict[str, str]:
         "issuer": known.issuer,
         "client_id": known.client_id,
         "board": json.dumps(board_claims(board)),
-        "board_document": json.dumps(document(board)),
+        "board_document": json.dumps(to_json(board)),
         "scope": settings.token_scope,
         "resource": settings.token_resource,
         "assertion_lifetime": str(settings.token_assertion_lifetime),
