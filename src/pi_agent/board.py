@@ -98,15 +98,17 @@ def identify(facts: Facts) -> Board:
     """Combine all facts. Raises ``NotARaspberryPiError`` or ``UnreadableBoardError`` where they make no board."""
     found = readings_of(facts)
     is_pi = require_pi(found)
+    refused = []
     for origin, code in found.revisions:
+        if not is_pi:
+            require_proof(code)
         try:
             revision = Revision(code)
-        except UnreadableBoardError:
+        except UnreadableBoardError as error:
+            refused.append((origin, error))
             continue
-        if not is_pi:
-            require_proof(revision)
         return _assemble(found, revision, origin, _revision_conflicts(found.revisions, origin, revision))
-    raise unreadable(facts, found, is_pi=is_pi)
+    raise unreadable(facts, found, refused, is_pi=is_pi)
 
 
 def board_claims(board: Board) -> dict[str, str | int | None]:
@@ -133,9 +135,9 @@ def needs_mailbox(facts: Facts) -> bool:
 def _assemble(found: Readings, revision: Revision, origin: str, conflicts: list[str]) -> Board:
     sources = dict.fromkeys(("model", "soc", "manufacturer", "pcb_revision"), REVISION_CODE)
     sources |= {"revision": origin, "flags": origin}
-    serial = _first("serial", found.serials, sources, conflicts)
+    serial = _first("serial", "serial", found.serials, sources, conflicts)
     stated = [(REVISION_CODE, revision.memory_mib)] if revision.memory_mib else []
-    memory_mib = _first("memory_mib", found.memory_mib + stated, sources, conflicts)
+    memory_mib = _first("memory in MiB", "memory_mib", found.memory_mib + stated, sources, conflicts)
     kernel_model = next((text for _, text in found.models if is_pi_name(text)), None)
     model = revision.name
     if is_unknown(revision.type) and revision.type_number not in TYPES and kernel_model:
@@ -158,21 +160,23 @@ def _assemble(found: Readings, revision: Revision, origin: str, conflicts: list[
     )
 
 
-def _first(name: str, readings: Sequence[tuple[str, T]], sources: dict[str, str], conflicts: list[str]) -> T | None:
-    """The best reading; its origin goes into ``sources``, those that differ go into ``conflicts``."""
+def _first(
+    what: str, name: str, readings: Sequence[tuple[str, T]], sources: dict[str, str], conflicts: list[str]
+) -> T | None:
+    """The best reading; its origin goes into ``sources[name]``, those that differ go into ``conflicts``."""
     if not readings:
         return None
     origin, value = readings[0]
     sources[name] = origin
     for other, differs in readings[1:]:
         if differs != value:
-            conflicts.append(f"{name}: {origin} says {value}, {other} says {differs}")
+            conflicts.append(f"{origin} says {what} {value}, {other} says {differs}")
     return value
 
 
 def _revision_conflicts(revisions: Sequence[tuple[str, int]], origin: str, used: Revision) -> list[str]:
     return [
-        f"revision: {origin} says {used}, {other} says {code:04x}"
+        f"{origin} says revision {used}, {other} says {code:04x}"
         for other, code in revisions
         if code & IDENTITY_MASK != used.masked
     ]
@@ -181,7 +185,7 @@ def _revision_conflicts(revisions: Sequence[tuple[str, int]], origin: str, used:
 def _model_conflicts(models: Sequence[tuple[str, str]], revision: Revision) -> list[str]:
     allowed = (None, revision.type_number, SAME_TEXT.get(revision.type_number))
     return [
-        f"model: revision {revision} is a {revision.name}, {origin} says {text}"
+        f"revision {revision} is a {revision.name}, {origin} says {text}"
         for origin, text in models
         if KERNEL_NAMES.get(text.partition(" Rev ")[0].replace(" Plus", "+")) not in allowed
     ]
@@ -189,7 +193,7 @@ def _model_conflicts(models: Sequence[tuple[str, str]], revision: Revision) -> l
 
 def _core_conflicts(parts: Sequence[str], revision: Revision) -> list[str]:
     return [
-        f"processor: revision {revision} has a {revision.soc}, the core {part} is in a {PARTS[part]}"
+        f"revision {revision} has a {revision.soc}, the core {part} is in a {PARTS[part]}"
         for part in parts
         if part in PARTS and PARTS[part] != revision.soc and not is_unknown(revision.soc)
     ]
@@ -200,12 +204,14 @@ def _notes(revision: Revision, memory_mib: int | None) -> list[str]:
     unknown = [text for text in (revision.type, revision.soc, revision.manufacturer) if is_unknown(text)]
     if unknown:
         told = ", ".join(text.removeprefix("unknown ").strip("()") for text in unknown)
-        notes.append(f"not in this version's tables: {told}; the other fields are good. To report it: {HOW_TO_REPORT}")
+        notes.append(
+            f"{told}: newer than this version's tables, the other fields are good; to report it: {HOW_TO_REPORT}"
+        )
     if memory_mib is None and revision.memory_choices:
         sizes = " or ".join(str(size) for size in revision.memory_choices)
-        notes.append(f"memory: revision {revision} was given to boards with {sizes} MB, the code cannot tell which")
+        notes.append(f"revision {revision} was given to boards with {sizes} MB: the code cannot tell which")
     elif memory_mib is None:
-        notes.append("memory: the code leaves it to the firmware (chosen/rpi-sdram-size-gbit), which did not say")
+        notes.append("the code leaves the memory size to the firmware (chosen/rpi-sdram-size-gbit), which did not say")
     return notes
 
 

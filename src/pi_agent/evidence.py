@@ -12,11 +12,11 @@ Rules kept here:
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Sequence
 
 from pi_agent.errors import NotARaspberryPiError, UnreadableBoardError
 from pi_agent.facts import CPUINFO, MAILBOX, TREE_REVISION, TREES, Facts, Readings
-from pi_agent.revision import PROCESSORS, TYPES, Revision, is_unknown
+from pi_agent.revision import NEW_STYLE, PROCESSORS, TYPES, Revision, is_unknown
 
 NAME = "Raspberry Pi"
 COMPATIBLE = "raspberrypi,"
@@ -28,6 +28,20 @@ PARTS = {"0xb76": "BCM2835", "0xc07": "BCM2836", "0xd03": "BCM2837", "0xd08": "B
 
 NOT_A_PI_HINT = "to decode a recording from a Raspberry Pi: pi-agent board --cpuinfo FILE, or --root DIR"
 READ_AS_ROOT = "run: sudo pi-agent board"
+JOIN_VIDEO = "run: sudo pi-agent board, or once: sudo usermod -aG video $USER, and log in again"
+NOTHING_READ = "run: cat /proc/cpuinfo; in a service remove ProcSubset=pid, in a chroot: mount -t proc proc /proc"
+GIVEN_FILE = "look at it: ls -l FILE; it must be a regular file that you may read"
+BAD_CODE = "look at it: grep Revision /proc/cpuinfo; a good code reads like a02082"
+TEXT_ONLY = "run pi-agent board on the machine itself: there it asks the device tree and the firmware too"
+U_BOOT = "let U-Boot pass on the firmware's tree (use ${fdt_addr}, load no .dtb), reboot, and run: pi-agent board"
+MAINLINE = (
+    "this is what mainline kernels do: boot the Raspberry Pi kernel, or let the firmware load the device tree, and "
+    "run: pi-agent board; if you know the code, run: pi-agent board --revision CODE"
+)
+CONTAINER = (
+    "run pi-agent board outside the container, or start it with: "
+    "docker run --security-opt systempaths=unconfined (podman: --security-opt unmask=ALL)"
+)
 PERMISSION = "permission denied"
 ABSENT = "absent"
 
@@ -70,19 +84,23 @@ def _refuse_foreign(found: Readings) -> None:
             raise _not_a_pi(f"its processor is part {part}, which no Raspberry Pi has")
 
 
-def require_proof(revision: Revision) -> None:
+def require_proof(code: int) -> None:
     """Judge a code on a machine that names nothing. Raises ``NotARaspberryPiError`` unless the code proves itself."""
-    if not revision.new_style:
-        raise _not_a_pi(f"revision {revision} is printed by other boards too, and nothing names a Raspberry Pi")
+    if not code & NEW_STYLE:
+        raise _not_a_pi(f"revision {code:04x} is printed by other boards too, and nothing names a Raspberry Pi")
+    revision = Revision(code)
     if revision.type_number not in TYPES or is_unknown(revision.soc):
-        raise _not_a_pi(f"revision {revision} is of no known type, and nothing names a Raspberry Pi")
+        raise _not_a_pi(f"revision {code:04x} is of no known type, and nothing names a Raspberry Pi")
 
 
-def unreadable(facts: Facts, found: Readings, *, is_pi: bool) -> UnreadableBoardError:
-    """Why there is no usable code, and what to run."""
-    who = _who(found, is_pi=is_pi)
-    reason, hint = _why(facts, found)
-    return UnreadableBoardError(f"{who}, but its revision code cannot be read: {reason}", hint=hint)
+def unreadable(
+    facts: Facts, found: Readings, refused: Sequence[tuple[str, UnreadableBoardError]], *, is_pi: bool
+) -> UnreadableBoardError:
+    """Why there is no usable code, and what to run. ``refused`` are the codes that no board was ever given."""
+    reason, hint = _why(facts, found, refused)
+    return UnreadableBoardError(
+        f"{_who(found, is_pi=is_pi)}, but its revision code cannot be read: {reason}", hint=hint
+    )
 
 
 def _who(found: Readings, *, is_pi: bool) -> str:
@@ -92,61 +110,33 @@ def _who(found: Readings, *, is_pi: bool) -> str:
     return f"this is a {names[0]}" if names else "this is a Raspberry Pi"
 
 
-def _why(facts: Facts, found: Readings) -> tuple[str, str]:
-    if found.revisions:
-        origin, code = found.revisions[0]
-        return _never_given(origin, code)
-    if denied := _failed(facts.failures, PERMISSION):
-        return f"permission denied on {denied}", _permission_hint(denied)
-    if facts.cpuinfo is None and not facts.trees:
-        reasons = ", ".join(f"{path}: {why}" for path, why in facts.failures.items()) or "nothing was read"
-        return (
-            f"nothing could be read ({reasons})",
-            f"run: cat {CPUINFO}; in a service remove ProcSubset=pid, in a chroot run: mount -t proc proc /proc",
-        )
-    kernel = (
-        "the kernel prints Revision 0000" if found.zero_revision else f"{facts.cpuinfo_origin} has no Revision line"
-    )
-    if facts.trees and found.u_boot:
-        return (
-            f"{kernel}, and U-Boot replaced the firmware's device tree ({TREE_REVISION} is missing)",
-            "let U-Boot pass on the firmware's tree: boot with ${fdt_addr} instead of a .dtb file of its own, then "
-            "run: pi-agent board",
-        )
-    if facts.trees:
-        return (
-            f"{kernel} (a mainline kernel), and the device tree is not the firmware's ({TREE_REVISION} is missing)",
-            "boot the Raspberry Pi kernel, or let the firmware load the device tree; if you know the code, "
-            "run: pi-agent board --revision CODE",
-        )
-    if not facts.failures.keys() & set(TREES):
-        return (
-            f"{kernel}, and this text is all there is",
-            "run pi-agent board on the machine itself: there it asks the device tree and the firmware too",
-        )
-    return (
-        f"{kernel}, and there is no device tree to ask (containers hide it)",
-        "run pi-agent board outside the container, or start it with: "
-        "docker run --security-opt systempaths=unconfined (podman: --security-opt unmask=ALL)",
-    )
-
-
-def _never_given(origin: str, code: int) -> tuple[str, str]:
-    try:
-        Revision(code)
-    except UnreadableBoardError as error:
+def _why(facts: Facts, found: Readings, refused: Sequence[tuple[str, UnreadableBoardError]]) -> tuple[str, str]:
+    for origin, error in refused:
         return f"{origin}: {error}", error.hint or READ_AS_ROOT
-    raise AssertionError("a usable code was called unreadable")  # pragma: no cover
+    if denied := [path for path, why in facts.failures.items() if why == PERMISSION]:
+        return f"permission denied on {denied[0]}", JOIN_VIDEO if denied[0] == MAILBOX else READ_AS_ROOT
+    if facts.cpuinfo is None and not facts.trees:
+        reasons = ", ".join(f"{path}: {why}" for path, why in facts.failures.items()) or "nothing was asked"
+        return f"nothing could be read ({reasons})", NOTHING_READ if facts.cpuinfo_origin == CPUINFO else GIVEN_FILE
+    if found.bad_revisions:
+        return found.bad_revisions[0], BAD_CODE
+    return _no_code(facts, found)
 
 
-def _failed(failures: Mapping[str, str], reason: str) -> str | None:
-    return next((path for path, why in failures.items() if why == reason), None)
-
-
-def _permission_hint(path: str) -> str:
-    if path == MAILBOX:
-        return f"{READ_AS_ROOT}, or once: sudo usermod -aG video $USER, and log in again"
-    return READ_AS_ROOT
+def _no_code(facts: Facts, found: Readings) -> tuple[str, str]:
+    if found.zero_revision:
+        kernel = "the kernel prints Revision 0000"
+    elif facts.cpuinfo is None:
+        kernel = f"{facts.cpuinfo_origin} is not readable ({facts.failures.get(facts.cpuinfo_origin, 'not asked')})"
+    else:
+        kernel = f"{facts.cpuinfo_origin} has no Revision line"
+    if facts.trees and found.u_boot:
+        return f"{kernel}, and U-Boot replaced the firmware's device tree ({TREE_REVISION} is missing)", U_BOOT
+    if facts.trees:
+        return f"{kernel}, and the device tree is not the firmware's ({TREE_REVISION} is missing)", MAINLINE
+    if not facts.failures.keys() & set(TREES):
+        return f"{kernel}, and this text is all there is", TEXT_ONLY
+    return f"{kernel}, and there is no device tree to ask (containers hide it)", CONTAINER
 
 
 def _not_a_pi(reason: str) -> NotARaspberryPiError:

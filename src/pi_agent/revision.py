@@ -96,7 +96,7 @@ OLD_STYLE = {
     0x15: (0x02, "1.1", (256, 512), "Embest"),
 }
 
-HOW_TO_REPORT = "pi-agent board --record my-board, then docs/contribute-a-board.md says where to send the folder"
+HOW_TO_REPORT = "run pi-agent board --record my-board, and see docs/contribute-a-board.md"
 
 
 @dataclass(frozen=True, slots=True)

@@ -81,15 +81,12 @@ class _Gathering:
 
     def read_tree(self, origin: str, directory: Path | None) -> None:
         properties = self.trees[origin] = {}
-        if directory is None or not directory.is_dir():
-            self.failures[origin] = ABSENT
-            return
         for name in TREE_PROPERTIES:
-            raw = self.read(f"{origin}/{name}", directory / name, optional=True)
+            raw = self.read(f"{origin}/{name}", directory / name, optional=True) if directory else None
             if raw is not None:
                 properties[name] = raw
         if not properties:
-            self.failures.setdefault(origin, "empty")
+            self.failures.setdefault(origin, ABSENT)
 
     def read(self, origin: str, path: Path | None, *, follow: bool = False, optional: bool = False) -> bytes | None:
         self.reading = origin
@@ -167,6 +164,6 @@ def _below(root: str, path: str) -> Path | None:
     """``path`` under ``root``; None when links lead out of it (a chroot's /proc/device-tree points at the host's)."""
     if root == "/":
         return Path(path)
-    base = Path(root).resolve()
+    base = Path(os.path.realpath(root))
     full = base / path.lstrip("/")
-    return full if full.resolve().is_relative_to(base) else None
+    return full if Path(os.path.realpath(full)).is_relative_to(base) else None
