@@ -1,0 +1,471 @@
+"""The query language: ``model:2b memory:1gb auth:1d -tag:lab`` as a value that everything else is made from.
+
+One ``Query`` serves the command line, REST, the pages, CSV and bulk action, so what is changed is what was shown.
+
+    query := and ("OR" and)*      and := not ("AND"? not)*      not := ("-" | "NOT") not | "(" query ")" | term
+    term  := field ":" value ("," value)*  |  word ("," word)*
+
+A space is AND, a comma is OR, a minus is NOT, ``*`` is any text; inside quotes all of these are plain text. The rules:
+
+* a Query that exists is valid, typed and bounded (length, depth, terms, wildcards): a compiler needs no checks;
+* ages are resolved when the text is parsed, against ``now``, which is an argument;
+* ``parse(str(query), query.now) == query``, and ``matches`` is what every compiler must agree with;
+* a device that has no value for a field matches none of its comparisons but ``none`` and ``never``; there is no third
+  truth value, so ``-tag:lab`` holds for a device without tags;
+* a text that means nothing is a QueryError with a position and, where there is one, a query that would work.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from itertools import groupby
+
+from pi_agent import catalogue
+from pi_agent.catalogue import FIELDS, Between, Field, Flag, Is, Leaf, Unknown, Word, fold, lower
+from pi_agent.errors import QueryError
+
+MAX_LENGTH = 2000
+MAX_DEPTH = 32
+MAX_TERMS = 100  # SQLite refuses expressions more than 1000 deep, and a word is three comparisons
+MAX_SUGGESTIONS = 50
+
+
+@dataclass(frozen=True, slots=True)
+class And:
+    """All parts hold; without parts it is every device."""
+
+    parts: tuple[Node, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Or:
+    """At least one of two or more parts holds."""
+
+    parts: tuple[Node, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Not:
+    """The part does not hold."""
+
+    part: Node
+
+
+Node = And | Or | Not | Leaf
+ALL = And(())
+
+
+@dataclass(frozen=True, slots=True)
+class Query:
+    """What was asked, as a tree. ``now`` (epoch seconds, UTC) is the time that its ages count from."""
+
+    root: Node
+    now: int
+
+    def __str__(self) -> str:
+        """The canonical text of the query."""
+        return "" if self.root == ALL else _text(self.root)
+
+    def meaning(self) -> str:
+        """The query in plain words, with absolute times in UTC."""
+        return "all devices" if self.root == ALL else _words(self.root, ", ")
+
+
+def all_of(nodes: Iterable[Node]) -> Node:
+    """AND, in the one form that a text has: nothing nested, nothing alone."""
+    parts = tuple(part for node in nodes for part in (node.parts if isinstance(node, And) else (node,)))
+    return parts[0] if len(parts) == 1 else And(parts)
+
+
+def any_of(nodes: Iterable[Node]) -> Node:
+    """OR of at least one node, in the one form that a text has."""
+    parts = tuple(part for node in nodes for part in (node.parts if isinstance(node, Or) else (node,)))
+    return parts[0] if len(parts) == 1 else Or(parts)
+
+
+def negate(node: Node) -> Node:
+    """NOT, in the one form that a text has."""
+    return node.part if isinstance(node, Not) else Not(node)
+
+
+def parse(text: str, now: int) -> Query:
+    """The query that a text asks, seen from ``now`` (epoch seconds, UTC). Raises QueryError."""
+    try:
+        return _parse(text, now)
+    except QueryError as error:
+        error.suggestion = _working(error.suggestion, now)
+        error.hint = error.hint or (f"try {error.suggestion}" if error.suggestion else None)
+        raise
+
+
+def _working(suggestion: str | None, now: int) -> str | None:
+    """The suggestion with its own mistakes corrected too, or None if it would not work."""
+    for _ in range(4):
+        if not suggestion:
+            return None
+        try:
+            _parse(suggestion, now)
+            return suggestion
+        except QueryError as error:
+            suggestion = error.suggestion
+    return None
+
+
+def _parse(text: str, now: int) -> Query:
+    if len(text) > MAX_LENGTH:
+        raise QueryError(f"the query is longer than {MAX_LENGTH} characters", position=MAX_LENGTH)
+    for at, char in enumerate(text):
+        if not char.isprintable():
+            raise QueryError(f"character U+{ord(char):04X} at character {at + 1} cannot be in a query", position=at)
+    query = Query(_Parser(text, now).whole(), now)
+    if len(str(query)) > MAX_LENGTH:
+        raise QueryError(f"written out, the query is longer than {MAX_LENGTH} characters", position=MAX_LENGTH)
+    return query
+
+
+# From text to tokens. A text is first masked: each character inside quotes moves to the private use area, where it has
+# no meaning, and the quotes become MARK. The length stays, so positions do; no query holds such characters by itself,
+# since they are not printable.
+
+MARK = "\ue0ff"
+_MASK = {code: 0xE000 + code for code in range(0x80)}
+_UNMASK = {0xE000 + code: code for code in range(0x80)} | {ord(MARK): None}
+
+
+def _masked(text: str) -> tuple[str, int | None]:
+    """The masked text, and the position of a quote that is not closed. A backslash in quotes keeps ``"`` and itself."""
+    out: list[str] = []
+    opened: int | None = None
+    while len(out) < len(text):
+        at = len(out)
+        if text[at] == '"':
+            opened = at if opened is None else None
+            out.append(MARK)
+        elif opened is not None and text[at] == "\\" and text[at + 1 : at + 2] in ('"', "\\"):
+            out += (MARK, text[at + 1].translate(_MASK))
+        else:
+            out.append(text[at] if opened is None else text[at].translate(_MASK))
+    return "".join(out), opened
+
+
+@dataclass(frozen=True, slots=True)
+class _Span:
+    """A stretch of masked text and the position where it starts. ``str`` gives its text without quotes."""
+
+    start: int
+    masked: str
+
+    def __str__(self) -> str:
+        return self.masked.translate(_UNMASK)
+
+    @property
+    def end(self) -> int:
+        return self.start + len(self.masked)
+
+    @property
+    def quoted(self) -> bool:
+        return MARK in self.masked
+
+    def split(self, mark: str, most: int = -1) -> list[_Span]:
+        spans, start = [], self.start
+        for piece in self.masked.split(mark, most):
+            spans.append(_Span(start, piece))
+            start += len(piece) + 1
+        return spans
+
+    def parts(self) -> tuple[str, ...]:
+        """The pieces between wildcards; ``**`` is ``*``."""
+        first, *rest = map(str, self.split("*"))
+        return (first, *filter(None, rest[:-1]), *rest[-1:])
+
+
+def _tokens(masked: str) -> list[tuple[str, _Span]]:
+    """Kind and span of each token; a kind is one of ``( ) - or and not term end``."""
+    tokens, at = [], 0
+    while at < len(masked):
+        stop = at + 1
+        while masked[at] not in " ()-" and stop < len(masked) and masked[stop] not in " ()":
+            stop += 1
+        span = _Span(at, masked[at:stop])
+        if span.masked != " ":
+            word = lower(span.masked)
+            tokens.append((word if word in ("(", ")", "-", "or", "and", "not") else "term", span))
+        at = stop
+    return [*tokens, ("end", _Span(len(masked), ""))]
+
+
+# From tokens to a tree.
+
+
+class _Parser:
+    """Recursive descent over the tokens of one text. ``depth`` counts open brackets and negations."""
+
+    def __init__(self, text: str, now: int) -> None:
+        masked, opened = _masked(text)
+        self.text, self.now, self.tokens = text, now, _tokens(masked)
+        self.index = self.depth = self.terms = 0
+        if opened is not None:
+            raise self.unclosed("quote", opened, '"')
+
+    def whole(self) -> Node:
+        self.check_operands()
+        node = self.alternatives()
+        if self.peek() == ")":
+            raise self.error("a bracket is closed that was never opened", self.take()[1], "")
+        return node
+
+    def peek(self) -> str:
+        return self.tokens[self.index][0]
+
+    def take(self) -> tuple[str, _Span]:
+        self.index += 1
+        return self.tokens[self.index - 1]
+
+    def error(self, what: str, span: _Span, better: str | None = None, hint: str | None = None) -> QueryError:
+        """An error at a span; ``better`` is what would have worked in its place."""
+        suggestion = None if better is None else (self.text[: span.start] + better + self.text[span.end :]).strip()
+        return QueryError(
+            f"{what} at character {span.start + 1}", position=span.start, suggestion=suggestion, hint=hint
+        )
+
+    def unclosed(self, what: str, at: int, mark: str) -> QueryError:
+        rest = self.text[at:]
+        return self.error(f"a {what} is not closed", _Span(at, rest), rest.rstrip() + mark, f"close it with {mark}")
+
+    def check_operands(self) -> None:
+        """Every operator has something after it, and OR and AND something before."""
+        before = "end"
+        for (kind, span), (after, _) in zip(self.tokens, self.tokens[1:], strict=False):
+            if kind in ("or", "and") and before not in ("term", ")"):
+                raise self.error(f"nothing stands before '{span}'", span, "")
+            if kind in ("or", "and", "not", "-") and after not in ("term", "(", "not", "-"):
+                raise self.error(f"nothing stands after '{span}'", span, "")
+            before = kind
+
+    def alternatives(self) -> Node:
+        nodes = [self.sequence()]
+        while self.peek() == "or":
+            self.take()
+            nodes.append(self.sequence())
+        return any_of(nodes)
+
+    def sequence(self) -> Node:
+        nodes: list[Node] = []
+        while self.peek() not in ("end", ")", "or"):
+            if self.peek() == "and":
+                self.take()
+            nodes.append(self.single())
+        return all_of(nodes)
+
+    def single(self) -> Node:
+        kind, span = self.take()
+        if kind == "term":
+            return self.term(span)
+        self.depth += 1
+        if self.depth > MAX_DEPTH:
+            raise self.error(f"more than {MAX_DEPTH} brackets and negations inside each other", span)
+        node = self.bracket(span) if kind == "(" else negate(self.single())
+        self.depth -= 1
+        return node
+
+    def bracket(self, span: _Span) -> Node:
+        node = self.alternatives()
+        if self.take()[0] != ")":
+            raise self.unclosed("bracket", span.start, ")")
+        return node
+
+    def term(self, span: _Span) -> Node:
+        name, *value = span.split(":", 1)
+        alternatives = (value or [span])[0].split(",")
+        self.terms += len(alternatives)
+        if self.terms > MAX_TERMS:
+            raise self.error(f"more than {MAX_TERMS} terms", span)
+        if not value:
+            return any_of(self.word(one) for one in alternatives)
+        field = self.field(name)
+        return any_of(self.value(field, one) for one in alternatives)
+
+    def field(self, span: _Span) -> Field:
+        name = lower(str(span))
+        if name in FIELDS:
+            return FIELDS[name]
+        better = catalogue.SYNONYMS.get(name) or catalogue.nearest(name, FIELDS)
+        hint = (
+            f"did you mean '{better}'?" if better else f"quote it to search for it; the fields are {', '.join(FIELDS)}"
+        )
+        raise self.error(f"no field {catalogue.shown(str(span))}", span, better, None if better else hint)
+
+    def value(self, field: Field, span: _Span) -> Node:
+        try:
+            return catalogue.read_value(field, span.parts(), quoted=span.quoted, now=self.now)
+        except QueryError as error:
+            raise self.error(str(error), span, error.suggestion, error.hint) from None
+
+    def word(self, span: _Span) -> Word:
+        parts = tuple(map(lower, span.parts()))
+        if parts == ("",):
+            raise self.error("there is no text to search for", span)
+        if len(parts) > catalogue.MAX_WILDCARDS + 1:
+            raise self.error(f"more than {catalogue.MAX_WILDCARDS} wildcards in one word", span)
+        # memory>=1gb is a term that lacks its colon, not a word that no device has.
+        name = lower(span.masked.replace(">", "<").replace("=", "<").partition("<")[0])
+        if name in FIELDS and len(name) < len(span.masked):
+            raise self.error(f"a colon is missing after '{name}'", span, f"{name}:{str(span)[len(name) :].lstrip('=')}")
+        return Word(("", *parts, "") if len(parts) == 1 else parts)
+
+
+# From a tree back to text, and to words.
+
+
+def _groups(parts: tuple[Node, ...]) -> list[list[Node]]:
+    """Neighbours that a comma can join: leaves of one field, where a word has the field ''."""
+    keyed = groupby(enumerate(parts), lambda item: item[1].field if isinstance(item[1], Leaf) else item[0])
+    return [[node for _, node in group] for _, group in keyed]
+
+
+def _text(node: Node, inside: str = "") -> str:
+    """Canonical text; ``inside`` names the operator around it, and so whether it needs brackets."""
+    match node:
+        case And(parts):
+            text = " ".join(_text(part, "and") for part in parts)
+            return f"({text})" if inside == "not" or not parts else text
+        case Or(parts):
+            groups = _groups(parts)
+            text = " OR ".join(",".join((_text(first, "or"), *map(str, rest))) for first, *rest in groups)
+            return f"({text})" if inside in ("and", "not") and len(groups) > 1 else text
+        case Not(part):
+            return "-" + _text(part, "not")
+        case _:
+            return f"{node.field}:{node}".removeprefix(":")
+
+
+def _words(node: Node, comma: str = "") -> str:
+    """The node in words; ``comma`` joins the parts of the outermost AND."""
+    match node:
+        case And(parts):
+            text = (comma or " and ").join(_words(part) for part in parts) or "any device"
+            return text if comma or len(parts) < 2 else f"({text})"
+        case Or(parts):
+            groups = [_words(group[0]) if len(group) == 1 else _leaf_words(group) for group in _groups(parts)]
+            return " or ".join(groups) if comma or len(groups) < 2 else f"({' or '.join(groups)})"
+        case Not(Is(field, parts)):
+            return f"{field} {'is not' if len(parts) == 1 else 'does not match'} {_pattern_words(field, parts)}"
+        case Not(part):
+            text = _words(part)
+            return f"not {text}" if text.startswith("(") and text.endswith(")") else f"not ({text})"
+        case _:
+            return _leaf_words((node,))
+
+
+def _leaf_words(leaves: Sequence[Node]) -> str:
+    """Leaves of one field, of which one has to hold; what they share is said once."""
+    said = [_predicate(leaf) for leaf in leaves if isinstance(leaf, Leaf)]
+    verbs = [f"{verb} {' or '.join(what for *_, what in same)}" for verb, same in groupby(said, lambda one: one[1])]
+    return f"{said[0][0]} {' or '.join(verbs)}".lstrip()
+
+
+def _predicate(leaf: Leaf) -> tuple[str, str, str]:
+    """Subject, verb and object of a leaf; what is said of a time needs no subject."""
+    match leaf:
+        case Word():
+            return "name, serial or model", "contains" if leaf.plain else "matches", str(leaf)
+        case Is(field, parts):
+            return field, "is" if len(parts) == 1 else "matches", _pattern_words(field, parts)
+        case Flag(field):
+            return field, "is", str(leaf)
+        case Unknown(field) if phrase := FIELDS[field].phrase:
+            return "", "never", phrase
+        case Unknown(field):
+            return field, "is", "not set"
+        case Between(field, low, high) if FIELDS[field].kind == "time":
+            return "", *_time_words(FIELDS[field], low, high)
+        case Between(field, low, high):
+            return field, *_size_words(low, high)
+
+
+def _pattern_words(field: str, parts: tuple[str, ...]) -> str:
+    text = catalogue.pattern_text(parts)
+    return next((name for name in FIELDS[field].values if (fold(field, name),) == parts), text)
+
+
+def _size_words(low: int | None, high: int | None) -> tuple[str, str]:
+    if low is None or high is None:
+        return ("is at least", _mib(low or 0)) if high is None else ("is at most", _mib(high - 1))
+    return "is", _mib(low) + (f" to {_mib(high - 1)}" if high - low > 1 else "")
+
+
+def _mib(size: int) -> str:
+    return catalogue.size_text(size).replace("gb", " GiB").replace("mb", " MiB")
+
+
+def _time_words(field: Field, low: int | None, high: int | None) -> tuple[str, str]:
+    last = f"last {field.phrase}" if field.optional else field.phrase
+    if low is None or high is None:
+        return (f"{field.phrase} after", _utc(low or 0)) if high is None else (f"{last} before", _utc(high))
+    return f"{last} between", f"{_utc(low)} and {_utc(high)}"
+
+
+def _utc(epoch: int) -> str:
+    """A UTC time for people; the seconds only where there are some."""
+    form = "%Y-%m-%d %H:%M:%S UTC" if epoch % 60 else "%Y-%m-%d %H:%M UTC"
+    return datetime.fromtimestamp(epoch, tz=UTC).strftime(form)
+
+
+def matches(query: Query | Node, row: Mapping[str, object]) -> bool:
+    """Whether a device matches: the answer that every compiler must give.
+
+    ``row`` maps field names to text, MiB, epoch seconds or truth, and ``tag`` to a collection; what is missing is None.
+    """
+    match query:
+        case Query(root):
+            return matches(root, row)
+        case And(parts):
+            return all(matches(part, row) for part in parts)
+        case Or(parts):
+            return any(matches(part, row) for part in parts)
+        case Word():
+            return any(matches(test, row) for test in query.alternatives())
+        case Not(part):
+            return not matches(part, row)
+        case _:
+            return query.holds(row.get(query.field))
+
+
+@dataclass(frozen=True, slots=True)
+class Suggestion:
+    """Put ``text`` in place of the characters from ``start`` to ``end``; ``help`` says what it is."""
+
+    start: int
+    end: int
+    text: str
+    help: str
+
+
+def complete(text: str, cursor: int, known: Mapping[str, Iterable[str]] | None = None) -> list[Suggestion]:
+    """Fields, or after a colon values, that fit what stands before the cursor. Never raises.
+
+    ``known`` adds values that the caller has seen, such as the tags in use.
+    """
+    masked, _ = _masked(text[: max(cursor, 0)])
+    start = max(masked.rfind(mark) for mark in " ()") + 1
+    start += len(masked[start:]) - len(masked[start:].lstrip("-"))
+    name, colon, value = masked[start:].partition(":")
+    if not colon:
+        offers = [(f"{field.name}:", field.help) for field in FIELDS.values() if field.name.startswith(lower(name))]
+    elif (field := FIELDS.get(lower(name))) is not None:
+        start += len(name) + 1 + value.rfind(",") + 1
+        offers = [(offer, field.help) for offer in _values(field, str(_Span(start, masked[start:])), known or {})]
+    else:
+        offers = []
+    return [Suggestion(start, len(masked), offer, what) for offer, what in offers[:MAX_SUGGESTIONS]]
+
+
+def _values(field: Field, typed: str, known: Mapping[str, Iterable[str]]) -> list[str]:
+    """The values that begin as typed, in the spelling that the grammar takes."""
+    values = dict.fromkeys((*field.values, *filter(str.isprintable, known.get(field.name, ()))))
+    begun = [value for value in values if fold(field.name, value).startswith(fold(field.name, typed))]
+    if field.kind in ("text", "hex", "known"):
+        begun = [catalogue.quote(fold(field.name, value) if field.kind == "known" else value) for value in begun]
+    return begun + ["none"] * (field.optional and field.kind != "time" and "none".startswith(lower(typed)))
