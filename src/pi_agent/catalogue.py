@@ -364,19 +364,20 @@ def _read_text(field: Field, parts: tuple[str, ...], quoted: bool) -> tuple[str,
         raise QueryError(f"'{field.name}' is text and cannot be greater or less", hint=example(field))
     if field.kind == "hex" and "".join(folded).strip("0123456789abcdef"):
         raise QueryError(f"{shown('*'.join(parts))} is not hexadecimal", hint="use 0-9, a-f, and * for any of them")
-    return (_known(field, folded[0]),) if field.kind == "known" and len(folded) == 1 else folded
+    return (_known(field, parts[0]),) if field.kind == "known" and len(folded) == 1 else folded
 
 
-def _known(field: Field, key: str) -> str:
+def _known(field: Field, text: str) -> str:
     """A value of a list that newer boards may extend: it must be on the list, unless it is written as a pattern."""
     keys = [fold(field.name, value) for value in field.values]
+    key = fold(field.name, text)
     key = SHORTCUTS.get(field.name, {}).get(key, key)
     if key in keys:
         return key
     family = f"{quote(key)}*" if any(known.startswith(key) for known in keys) else None
     better = family or ((close := nearest(key, keys)) and quote(close))
     hint = f"known are {', '.join(field.values)}; ask for a newer one with a wildcard, {field.name}:{quote(key)}*"
-    raise QueryError(f"no {field.name} {shown(key)} is known", suggestion=better, hint=None if better else hint)
+    raise QueryError(f"no {field.name} {shown(text)} is known", suggestion=better, hint=None if better else hint)
 
 
 def _choice(field: Field, text: str) -> str:

@@ -80,9 +80,9 @@ def all_of(nodes: Iterable[Node]) -> Node:
 
 
 def any_of(nodes: Iterable[Node]) -> Node:
-    """OR of at least one node, in the one form that a text has."""
+    """OR, in the one form that a text has; of nothing it is no device at all."""
     parts = tuple(part for node in nodes for part in (node.parts if isinstance(node, Or) else (node,)))
-    return parts[0] if len(parts) == 1 else Or(parts)
+    return parts[0] if len(parts) == 1 else Or(parts) if parts else Not(ALL)
 
 
 def negate(node: Node) -> Node:
@@ -100,17 +100,12 @@ def parse(text: str, now: int) -> Query:
         raise
 
 
-def _working(suggestion: str | None, now: int) -> str | None:
+def _working(suggestion: str | None, now: int, tries: int = 4) -> str | None:
     """The suggestion with its own mistakes corrected too, or None if it would not work."""
-    for _ in range(4):
-        if not suggestion:
-            return None
-        try:
-            _parse(suggestion, now)
-            return suggestion
-        except QueryError as error:
-            suggestion = error.suggestion
-    return None
+    try:
+        return suggestion if suggestion and _parse(suggestion, now) else None
+    except QueryError as error:
+        return _working(error.suggestion, now, tries - 1) if tries else None
 
 
 def _parse(text: str, now: int) -> Query:
@@ -125,9 +120,8 @@ def _parse(text: str, now: int) -> Query:
     return query
 
 
-# From text to tokens. A text is first masked: each character inside quotes moves to the private use area, where it has
-# no meaning, and the quotes become MARK. The length stays, so positions do; no query holds such characters by itself,
-# since they are not printable.
+# From text to tokens. First each character inside quotes moves to the private use area, where it means nothing to the
+# grammar, and the quotes become MARK. Positions stay. No query brings such characters itself: they are not printable.
 
 MARK = "\ue0ff"
 _MASK = {code: 0xE000 + code for code in range(0x80)}
@@ -159,14 +153,6 @@ class _Span:
 
     def __str__(self) -> str:
         return self.masked.translate(_UNMASK)
-
-    @property
-    def end(self) -> int:
-        return self.start + len(self.masked)
-
-    @property
-    def quoted(self) -> bool:
-        return MARK in self.masked
 
     def split(self, mark: str, most: int = -1) -> list[_Span]:
         spans, start = [], self.start
@@ -225,10 +211,12 @@ class _Parser:
 
     def error(self, what: str, span: _Span, better: str | None = None, hint: str | None = None) -> QueryError:
         """An error at a span; ``better`` is what would have worked in its place."""
-        suggestion = None if better is None else (self.text[: span.start] + better + self.text[span.end :]).strip()
-        return QueryError(
-            f"{what} at character {span.start + 1}", position=span.start, suggestion=suggestion, hint=hint
+        rest = self.text[span.start + len(span.masked) :]
+        suggestion = None if better is None else (self.text[: span.start] + better + rest).strip()
+        message = f"{what} at character {span.start + 1}" + (
+            f"; did you mean '{better}'?" if better and not hint else ""
         )
+        return QueryError(message, position=span.start, suggestion=suggestion, hint=hint)
 
     def unclosed(self, what: str, at: int, mark: str) -> QueryError:
         rest = self.text[at:]
@@ -292,14 +280,12 @@ class _Parser:
         if name in FIELDS:
             return FIELDS[name]
         better = catalogue.SYNONYMS.get(name) or catalogue.nearest(name, FIELDS)
-        hint = (
-            f"did you mean '{better}'?" if better else f"quote it to search for it; the fields are {', '.join(FIELDS)}"
-        )
-        raise self.error(f"no field {catalogue.shown(str(span))}", span, better, None if better else hint)
+        hint = None if better else f"put it in quotes to search for it; the fields are {', '.join(FIELDS)}"
+        raise self.error(f"no field {catalogue.shown(str(span))}", span, better, hint)
 
     def value(self, field: Field, span: _Span) -> Node:
         try:
-            return catalogue.read_value(field, span.parts(), quoted=span.quoted, now=self.now)
+            return catalogue.read_value(field, span.parts(), quoted=MARK in span.masked, now=self.now)
         except QueryError as error:
             raise self.error(str(error), span, error.suggestion, error.hint) from None
 
@@ -314,9 +300,6 @@ class _Parser:
         if name in FIELDS and len(name) < len(span.masked):
             raise self.error(f"a colon is missing after '{name}'", span, f"{name}:{str(span)[len(name) :].lstrip('=')}")
         return Word(("", *parts, "") if len(parts) == 1 else parts)
-
-
-# From a tree back to text, and to words.
 
 
 def _groups(parts: tuple[Node, ...]) -> list[list[Node]]:
@@ -375,14 +358,12 @@ def _predicate(leaf: Leaf) -> tuple[str, str, str]:
             return field, "is" if len(parts) == 1 else "matches", _pattern_words(field, parts)
         case Flag(field):
             return field, "is", str(leaf)
-        case Unknown(field) if phrase := FIELDS[field].phrase:
-            return "", "never", phrase
         case Unknown(field):
-            return field, "is", "not set"
-        case Between(field, low, high) if FIELDS[field].kind == "time":
-            return "", *_time_words(FIELDS[field], low, high)
+            phrase = FIELDS[field].phrase
+            return ("", "never", phrase) if phrase else (field, "is", "not set")
         case Between(field, low, high):
-            return field, *_size_words(low, high)
+            is_time = FIELDS[field].kind == "time"
+            return ("", *_time_words(FIELDS[field], low, high)) if is_time else (field, *_size_words(low, high))
 
 
 def _pattern_words(field: str, parts: tuple[str, ...]) -> str:
@@ -391,13 +372,11 @@ def _pattern_words(field: str, parts: tuple[str, ...]) -> str:
 
 
 def _size_words(low: int | None, high: int | None) -> tuple[str, str]:
+    texts = map(catalogue.size_text, (low or 0, (high or 1) - 1))
+    first, last = (text.replace("gb", " GiB").replace("mb", " MiB") for text in texts)
     if low is None or high is None:
-        return ("is at least", _mib(low or 0)) if high is None else ("is at most", _mib(high - 1))
-    return "is", _mib(low) + (f" to {_mib(high - 1)}" if high - low > 1 else "")
-
-
-def _mib(size: int) -> str:
-    return catalogue.size_text(size).replace("gb", " GiB").replace("mb", " MiB")
+        return ("is at least", first) if high is None else ("is at most", last)
+    return "is", first if first == last else f"{first} to {last}"
 
 
 def _time_words(field: Field, low: int | None, high: int | None) -> tuple[str, str]:
@@ -408,7 +387,6 @@ def _time_words(field: Field, low: int | None, high: int | None) -> tuple[str, s
 
 
 def _utc(epoch: int) -> str:
-    """A UTC time for people; the seconds only where there are some."""
     form = "%Y-%m-%d %H:%M:%S UTC" if epoch % 60 else "%Y-%m-%d %H:%M UTC"
     return datetime.fromtimestamp(epoch, tz=UTC).strftime(form)
 
@@ -450,22 +428,22 @@ def complete(text: str, cursor: int, known: Mapping[str, Iterable[str]] | None =
     """
     masked, _ = _masked(text[: max(cursor, 0)])
     start = max(masked.rfind(mark) for mark in " ()") + 1
-    start += len(masked[start:]) - len(masked[start:].lstrip("-"))
+    start = len(masked) - len(masked[start:].lstrip("-"))
     name, colon, value = masked[start:].partition(":")
-    if not colon:
-        offers = [(f"{field.name}:", field.help) for field in FIELDS.values() if field.name.startswith(lower(name))]
-    elif (field := FIELDS.get(lower(name))) is not None:
+    field = FIELDS.get(lower(name))
+    if colon:
         start += len(name) + 1 + value.rfind(",") + 1
-        offers = [(offer, field.help) for offer in _values(field, str(_Span(start, masked[start:])), known or {})]
+        offers = _offers(field, str(_Span(start, masked[start:])), known or {}) if field else []
     else:
-        offers = []
+        offers = [(f"{field.name}:", field.help) for field in FIELDS.values() if field.name.startswith(lower(name))]
     return [Suggestion(start, len(masked), offer, what) for offer, what in offers[:MAX_SUGGESTIONS]]
 
 
-def _values(field: Field, typed: str, known: Mapping[str, Iterable[str]]) -> list[str]:
-    """The values that begin as typed, in the spelling that the grammar takes."""
-    values = dict.fromkeys((*field.values, *filter(str.isprintable, known.get(field.name, ()))))
-    begun = [value for value in values if fold(field.name, value).startswith(fold(field.name, typed))]
+def _offers(field: Field, typed: str, known: Mapping[str, Iterable[str]]) -> list[tuple[str, str]]:
+    """The values that begin as typed, in the spelling that the grammar takes, and what they are."""
+    none = ("none",) if field.optional and field.kind != "time" and "none".startswith(lower(typed)) else ()
+    values = (*field.values, *filter(str.isprintable, known.get(field.name, ())))
+    begun = [value for value in dict.fromkeys(values) if fold(field.name, value).startswith(fold(field.name, typed))]
     if field.kind in ("text", "hex", "known"):
         begun = [catalogue.quote(fold(field.name, value) if field.kind == "known" else value) for value in begun]
-    return begun + ["none"] * (field.optional and field.kind != "time" and "none".startswith(lower(typed)))
+    return [(value, field.help) for value in (*begun, *none)]
