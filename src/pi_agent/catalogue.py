@@ -211,9 +211,6 @@ _UNQUOTED = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ01234
 _RESERVED = frozenset(("none", "never", "or", "and", "not"))
 
 
-# Text: how it is compared, written, and guessed.
-
-
 def lower(text: str) -> str:
     """Fold the letters A-Z, and no others."""
     return text.translate(_LOWER)
@@ -259,6 +256,12 @@ def quote(text: str) -> str:
     return '"' + text.replace("\\", "\\\\").replace('"', '\\"') + '"'
 
 
+def joined(pieces: Iterable[str]) -> tuple[str, ...]:
+    """The pieces of a pattern, where ``**`` means no more than ``*``."""
+    first, *rest = pieces
+    return (first, *filter(None, rest[:-1]), *rest[-1:])
+
+
 def pattern_text(parts: Iterable[str]) -> str:
     """A pattern as it is typed."""
     return "*".join(quote(part) if part else "" for part in parts)
@@ -274,9 +277,6 @@ def nearest(text: str, known: Iterable[str]) -> str | None:
 def shown(text: str) -> str:
     """Text of a query as an error repeats it: cut short."""
     return f"'{text if len(text) <= 40 else text[:37] + '...'}'"
-
-
-# Sizes and times: how they are read, and written in one spelling.
 
 
 def size_mib(text: str) -> int:
@@ -326,9 +326,6 @@ def moment(text: str) -> tuple[int, int, str] | None:
     return start, start + span, spelling
 
 
-# From a value to a comparison.
-
-
 def read_value(field: Field, parts: tuple[str, ...], *, quoted: bool, now: int) -> Comparison:
     """The comparison that a value asks for; ``parts`` are its pieces between unquoted wildcards. Raises QueryError."""
     text = lower("*".join(parts))
@@ -355,7 +352,7 @@ def example(field: Field) -> str:
 
 
 def _read_text(field: Field, parts: tuple[str, ...], quoted: bool) -> tuple[str, ...]:
-    folded = tuple(fold(field.name, part) for part in parts)
+    folded = joined(fold(field.name, part) for part in parts)
     if len(parts) > MAX_WILDCARDS + 1:
         raise QueryError(f"more than {MAX_WILDCARDS} wildcards in one value")
     if not quoted and parts[0].startswith("-"):
@@ -374,9 +371,11 @@ def _known(field: Field, text: str) -> str:
     key = SHORTCUTS.get(field.name, {}).get(key, key)
     if key in keys:
         return key
-    family = f"{quote(key)}*" if any(known.startswith(key) for known in keys) else None
+    family = f"{quote(key)}*" if key and any(known.startswith(key) for known in keys) else None
     better = family or ((close := nearest(key, keys)) and quote(close))
-    hint = f"known are {', '.join(field.values)}; ask for a newer one with a wildcard, {field.name}:{quote(key)}*"
+    hint = (
+        f"known are {', '.join(field.values)}; ask for a newer one with a wildcard, {field.name}:{key and quote(key)}*"
+    )
     raise QueryError(f"no {field.name} {shown(text)} is known", suggestion=better, hint=None if better else hint)
 
 
@@ -411,11 +410,9 @@ def _read_time(field: Field, text: str, now: int) -> Between:
     older = text.removeprefix("older:")
     found = moment(older)
     low, high, spelling = found or (now - age_seconds(older), None, f"{int(older[:-1])}{older[-1]}")
-    return (
-        Between(field.name, low, high, spelling)
-        if older == text
-        else Between(field.name, None, low, f"older:{spelling}")
-    )
+    if older == text:
+        return Between(field.name, low, high, spelling)
+    return Between(field.name, None, low, f"older:{spelling}")
 
 
 def _time_end(text: str) -> tuple[int, int, str]:

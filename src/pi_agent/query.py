@@ -162,9 +162,8 @@ class _Span:
         return spans
 
     def parts(self) -> tuple[str, ...]:
-        """The pieces between wildcards; ``**`` is ``*``."""
-        first, *rest = map(str, self.split("*"))
-        return (first, *filter(None, rest[:-1]), *rest[-1:])
+        """The pieces between wildcards."""
+        return catalogue.joined(map(str, self.split("*")))
 
 
 def _tokens(masked: str) -> list[tuple[str, _Span]]:
@@ -372,7 +371,7 @@ def _pattern_words(field: str, parts: tuple[str, ...]) -> str:
 
 
 def _size_words(low: int | None, high: int | None) -> tuple[str, str]:
-    texts = map(catalogue.size_text, (low or 0, (high or 1) - 1))
+    texts = map(catalogue.size_text, (low or 0, 0 if high is None else high - 1))
     first, last = (text.replace("gb", " GiB").replace("mb", " MiB") for text in texts)
     if low is None or high is None:
         return ("is at least", first) if high is None else ("is at most", last)
