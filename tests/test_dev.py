@@ -127,22 +127,28 @@ class TestRecipes:
     @pytest.mark.parametrize(
         ("uv", "ensurepip", "pip", "names"),
         [
-            ("/usr/bin/uv", True, True, ["uv", "venv and pip", "the system's pip"]),
+            ("/usr/bin/uv", True, True, ["uv", "venv and pip"]),
             ("/usr/bin/uv", False, False, ["uv"]),
-            (None, True, True, ["venv and pip", "the system's pip"]),
+            ("/usr/bin/uv", False, True, ["uv", "the system's pip"]),
+            (None, True, True, ["venv and pip"]),
             (None, True, False, ["venv and pip"]),
             (None, False, True, ["the system's pip"]),
             (None, False, False, []),
         ],
     )
     def test_the_order(self, dev: ModuleType, uv: str | None, ensurepip: bool, pip: bool, names: list[str]) -> None:
-        """uv comes first, then venv with its own pip, then the system's pip, and only those that are there."""
+        """uv comes first, then venv with its own pip, or else the system's pip: only what is there, and one pip."""
         found = dev.recipes("python3", uv=uv, ensurepip=ensurepip, pip=pip)
         assert [recipe.name for recipe in found] == names
 
     def test_every_way_checks_hashes_and_byte_compiles(self, dev: ModuleType) -> None:
         """Whatever installs: packages only with hashes, the project without fetching anything, both byte-compiled."""
-        for _, (_, packages, project) in dev.recipes("python3", uv="uv", ensurepip=True, pip=True):
+        found = [
+            *dev.recipes("python3", uv="uv", ensurepip=True, pip=True),
+            *dev.recipes("python3", uv=None, ensurepip=False, pip=True),
+        ]
+        assert len(found) == 3
+        for _, (_, packages, project) in found:
             assert "--require-hashes" in packages
             assert {"--no-deps", "--no-build-isolation"} <= set(project)
             assert all({"--compile", "--compile-bytecode"} & set(step) for step in (packages, project))
