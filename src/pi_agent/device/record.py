@@ -7,6 +7,7 @@ as binary cells: the first eight tell the board's family, the last eight are the
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from pi_agent.errors import ConflictError, PiAgentError
@@ -18,22 +19,22 @@ SERIAL_CELLS = "system/linux,serial"
 DIGITS = 8
 
 
-def record(facts: Facts, directory: Path, replacement: str) -> list[Path]:
-    """Write the facts below ``directory``; ``replacement`` is eight hexadecimal digits. Returns the files written.
+def record(facts: Facts, directory: Path, eight_digits: Callable[[], str]) -> list[Path]:
+    """Write the facts below ``directory``. ``eight_digits`` gives fresh hexadecimal digits for each serial, so that
+    serials which differed still differ. Returns the files written.
 
     Raises ``ConflictError`` when there is something in the directory already, ``PiAgentError`` when it cannot be
     written.
     """
     try:
-        return _write(facts, directory, replacement)
+        return _write(facts, directory, {tail: eight_digits() for tail in sorted(serial_tails(facts))})
     except OSError as error:
         raise PiAgentError(f"cannot write {directory}: {error.strerror}", hint="name a folder you may write") from None
 
 
-def _write(facts: Facts, directory: Path, replacement: str) -> list[Path]:
+def _write(facts: Facts, directory: Path, changes: Mapping[str, str]) -> list[Path]:
     if directory.exists() and any(directory.iterdir()):
         raise ConflictError(f"{directory} is not empty", hint="name a new folder: pi-agent board --record my-board")
-    tails = serial_tails(facts)
     files = {origin + "/" + name: raw for origin, tree in facts.trees.items() for name, raw in tree.items()}
     if facts.cpuinfo is not None:
         files[CPUINFO] = facts.cpuinfo.encode()
@@ -41,7 +42,7 @@ def _write(facts: Facts, directory: Path, replacement: str) -> list[Path]:
     for path, raw in files.items():
         target = directory / path.lstrip("/")
         target.parent.mkdir(parents=True, exist_ok=True)
-        target.write_bytes(redact(raw, tails, replacement))
+        target.write_bytes(redact(raw, changes))
         written.append(target)
     return written
 
@@ -56,10 +57,10 @@ def serial_tails(facts: Facts) -> set[str]:
     return {tail for tail in tails if len(tail) == DIGITS and is_hex(tail) and tail.strip("0")}
 
 
-def redact(raw: bytes, tails: set[str], replacement: str) -> bytes:
-    """Replace every tail: as text in lower and upper case, and as four bytes."""
-    for tail in sorted(tails):
-        raw = raw.replace(tail.encode(), replacement.lower().encode())
-        raw = raw.replace(tail.upper().encode(), replacement.upper().encode())
-        raw = raw.replace(bytes.fromhex(tail), bytes.fromhex(replacement))
+def redact(raw: bytes, changes: Mapping[str, str]) -> bytes:
+    """Replace every tail by its new digits: as text in lower and upper case, and as four bytes."""
+    for tail, digits in changes.items():
+        raw = raw.replace(tail.encode(), digits.encode())
+        raw = raw.replace(tail.upper().encode(), digits.upper().encode())
+        raw = raw.replace(bytes.fromhex(tail), bytes.fromhex(digits))
     return raw

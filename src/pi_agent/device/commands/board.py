@@ -9,6 +9,7 @@ import json
 import os
 import secrets
 import sys
+import textwrap
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -38,6 +39,7 @@ SINCE = (
     | {"CM3": 2017, "Zero W": 2017, "3B+": 2018, "3A+": 2018, "CM3+": 2019, "4B": 2019, "400": 2020, "CM4": 2020}
     | {"Zero 2 W": 2021, "CM4S": 2022, "5": 2023, "CM5": 2024, "CM5 Lite": 2024, "500": 2024, "500+": 2025, "CM0": 2025}
 )
+NOT_SET = "not set"
 LAYOUT = "NOQu uuWw FMMM CCCC PPPP TTTT TTTT RRRR"
 INDEX = ("file", "outcome", "expected_model", "expected_type", "memory_mib", "revision", "serial", "conflicts", "notes")
 
@@ -81,7 +83,7 @@ def _find(args: argparse.Namespace) -> Board:
     if args.cpuinfo and facts.failures.get(facts.cpuinfo_origin) == ABSENT:
         raise UsageError(f"no such file: {facts.cpuinfo_origin}", hint="--cpuinfo takes a copy of /proc/cpuinfo")
     if args.record:
-        written = record(facts, Path(args.record), secrets.token_hex(4))
+        written = record(facts, Path(args.record), lambda: secrets.token_hex(4))
         print("\n".join(_recorded(Path(args.record), len(written))), file=sys.stderr)
     return identify(facts)
 
@@ -127,10 +129,13 @@ def screen(board: Board, *, explain: bool = False, colour: bool = False) -> Iter
     yield ""
     for label, value, origin in _rows(board):
         yield f"  {label:<11}{value:<22}{dim}{origin}{off}".rstrip()
-    for sentence in board.conflicts:
-        yield f"\n{warn}conflict:{off} {sentence}"
-    for sentence in board.notes:
-        yield f"\n{dim}note:{off} {sentence}"
+    told = [(f"{warn}conflict:{off} ", text) for text in board.conflicts]
+    told += [(f"{dim}note:{off} ", text) for text in board.notes]
+    for word, text in told:
+        yield ""
+        yield from textwrap.wrap(
+            word + text, 80, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False
+        )
     if explain:
         yield ""
         yield from explanation(board.revision)
@@ -168,7 +173,10 @@ def explanation(revision: Revision) -> Iterator[str]:
         yield "  " + " ".join(digits[start : start + 4] for start in range(0, 32, 4))
         yield ""
     for bits, value, meaning in bit_rows(revision):
-        yield f"  bits {bits:<7}{value:<6}{meaning}" if "-" in bits else f"  bit  {bits:<7}{value:<6}{meaning}"
+        if meaning != NOT_SET:
+            yield f"  {'bits' if '-' in bits else 'bit':<5}{bits:<7}{value:<6}{meaning}"
+    if len(revision.flags) < len(FLAGS):
+        yield f"  the other state bits (24-31) are {NOT_SET}"
     yield ""
     yield f"  {revision.masked:04x} identifies the board; bits 24 to 31 are its state and may change."
 
@@ -191,7 +199,7 @@ def bit_rows(revision: Revision) -> Iterator[tuple[str, str, str]]:
         yield "23", "0", "old style: the number stands in a list"
     for bit, (word, meaning) in FLAGS.items():
         state = code >> bit & 1
-        yield str(bit), str(state), f"{word}: {meaning}" if state else "not set"
+        yield str(bit), str(state), f"{word}: {meaning}" if state else NOT_SET
 
 
 def _recorded(directory: Path, files: int) -> Iterator[str]:
@@ -207,7 +215,7 @@ def _recorded(directory: Path, files: int) -> Iterator[str]:
         row["conflicts"] = len(board.conflicts)
     line = io.StringIO()
     csv.DictWriter(line, INDEX, lineterminator="").writerow(row)
-    yield f"recorded {files} files in {directory}, the last eight digits of the serial replaced"
+    yield f"recorded {files} file{'s' * (files != 1)} in {directory}, the last eight digits of the serial replaced"
     yield "to contribute it (docs/contribute-a-board.md): move the folder to fixtures/trees/, and add to its index.csv:"
     yield line.getvalue()
 
