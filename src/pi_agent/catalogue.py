@@ -16,11 +16,11 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING
 
 from pi_agent.errors import QueryError
 from pi_agent.revision import MANUFACTURERS, MODELS_500, OLD_STYLE, PROCESSORS, TYPES
 
+TYPE_CHECKING = False  # type checkers take it for true; the module typing would cost a command line milliseconds
 if TYPE_CHECKING:
     from typing import Literal
 

@@ -116,7 +116,7 @@ def _parse(text: str, now: int) -> Query:
             raise QueryError(f"character U+{ord(char):04X} at character {at + 1} cannot be in a query", position=at)
     query = Query(_Parser(text, now).whole(), now)
     if len(str(query)) > MAX_LENGTH:
-        raise QueryError(f"written out, the query is longer than {MAX_LENGTH} characters", position=MAX_LENGTH)
+        raise QueryError(f"written out, the query is longer than {MAX_LENGTH} characters")
     return query
 
 
