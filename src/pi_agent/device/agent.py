@@ -7,9 +7,9 @@ garbage) is one failed attempt. A token that is still good is served, whatever t
 
 from __future__ import annotations
 
+import _signal  # type: ignore[import-not-found]  # no stubs for it, but `signal` would bring enum and 0.7 MB
 import os
 import select
-import signal
 import sys
 import time
 
@@ -212,16 +212,16 @@ class Agent:
 
     def _catch_signals(self) -> int:
         reader, writer = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
-        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
-            signal.signal(number, lambda *_: None)
-        signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
+        for number in (_signal.SIGTERM, _signal.SIGINT, _signal.SIGUSR1):
+            _signal.signal(number, lambda *_: None)
+        _signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
         self._poll.register(reader, select.EPOLLIN)
         return reader
 
     def _on_signals(self, numbers: bytes) -> None:
-        if signal.SIGTERM in numbers or signal.SIGINT in numbers:
+        if _signal.SIGTERM in numbers or _signal.SIGINT in numbers:
             self._running = False
-        if signal.SIGUSR1 in numbers and not self._worker:
+        if _signal.SIGUSR1 in numbers and not self._worker:
             self._next = min(self._next, max(boot_seconds(), self._asked + schedule.SHORTEST_PAUSE))
 
     def _log(self, now: float) -> None:
@@ -268,7 +268,7 @@ class Worker:
         return bool(chunk) and len(self.received) <= frames.MAX_FRAME
 
     def end(self) -> None:
-        os.kill(self._pid, signal.SIGKILL)  # it has said what it had to say, or never will
+        os.kill(self._pid, _signal.SIGKILL)  # it has said what it had to say, or never will
         os.waitpid(self._pid, 0)
         os.close(self.output)
 

@@ -12,7 +12,6 @@ import fcntl
 import os
 import select
 import sys
-from collections.abc import Callable
 
 from pi_agent.device.local import BadRequestError, Request, answer, parse, problem
 from pi_agent.errors import ConfigError
@@ -24,7 +23,11 @@ MAX_CALLERS_PER_UID = 256
 REQUEST_TIME, IDLE_TIME = 5.0, 60.0
 SWEEP = 1.0
 
-Respond = Callable[[Request, int], bytes]
+TYPE_CHECKING = False  # typing.TYPE_CHECKING without importing typing
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    Respond = Callable[[Request, int], bytes]
 
 
 class Caller:

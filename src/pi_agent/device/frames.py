@@ -6,7 +6,9 @@ writer stand here together. What a worker sends is read as the work of a strange
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+TYPE_CHECKING = False  # typing.TYPE_CHECKING without importing typing: the resident reads this
+if TYPE_CHECKING:
+    from collections.abc import Mapping
 
 MAX_FRAME = 64 * 1024
 
