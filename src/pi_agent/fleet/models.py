@@ -1,0 +1,174 @@
+"""What the fleet remembers, as tables.
+
+Rules: machine times are whole seconds since 1970 (UTC); what is not known is NULL, and nothing else is; a secret that
+somebody else keeps (enrollment token, sign-in link) is here only as its SHA-256. Each ``*_key`` column is the text
+beside it as ``catalogue.fold`` makes it, since that is the form in which text is compared.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, ClassVar
+
+from django.db import models
+from django.db.models import CheckConstraint, Index, Manager, Q, UniqueConstraint
+
+from pi_agent.catalogue import PROTECTIONS, STATUSES
+
+if TYPE_CHECKING:  # what a field takes and gives, for the type checker alone
+    Text = models.CharField[str, str]
+    MaybeText = models.CharField[str | None, str | None]
+    LongText = models.TextField[str, str]
+    Number = models.IntegerField[int, int]
+    MaybeNumber = models.IntegerField[int | None, int | None]
+    Seconds = models.BigIntegerField[int, int]
+    MaybeSeconds = models.BigIntegerField[int | None, int | None]
+    Flag = models.BooleanField[bool, bool]
+    MaybeFlag = models.BooleanField[bool | None, bool | None]
+
+
+class Device(models.Model):
+    """A board with an identity. ``flag`` says why an operator should look twice; ``scopes`` are separated by spaces."""
+
+    objects: ClassVar[Manager[Device]] = Manager()
+
+    client_id: Text = models.CharField(max_length=64, unique=True)
+    name: Text = models.CharField(max_length=64)
+    name_key: Text = models.CharField(max_length=64)
+    status: Text = models.CharField(max_length=16, default="pending")
+    status_reason: LongText = models.TextField(default="")
+    flag: LongText = models.TextField(default="")
+    scopes: LongText = models.TextField(default="")
+
+    serial: MaybeText = models.CharField(max_length=64, null=True)
+    revision: MaybeText = models.CharField(max_length=64, null=True)
+    model: MaybeText = models.CharField(max_length=64, null=True)
+    model_key: MaybeText = models.CharField(max_length=64, null=True)
+    memory_mib: MaybeNumber = models.IntegerField(null=True)
+    soc: MaybeText = models.CharField(max_length=64, null=True)
+    pcb_revision: MaybeText = models.CharField(max_length=64, null=True)
+    maker: MaybeText = models.CharField(max_length=64, null=True)
+    overvoltage: MaybeFlag = models.BooleanField(null=True)
+    warranty: MaybeFlag = models.BooleanField(null=True)
+    simulated: Flag = models.BooleanField(default=False)
+
+    key_protection: Text = models.CharField(max_length=16, default="file")
+    agent_version: MaybeText = models.CharField(max_length=64, null=True)
+
+    created_at: Seconds = models.BigIntegerField()
+    auth_at: MaybeSeconds = models.BigIntegerField(null=True)
+    seen_at: MaybeSeconds = models.BigIntegerField(null=True)
+    refused_at: MaybeSeconds = models.BigIntegerField(null=True)
+    refused_reason: LongText = models.TextField(default="")
+
+    class Meta:
+        constraints: ClassVar = [
+            CheckConstraint(condition=Q(status__in=STATUSES), name="device_status"),
+            CheckConstraint(condition=Q(key_protection__in=PROTECTIONS), name="device_key_protection"),
+        ]
+        indexes: ClassVar = [
+            Index(fields=["model_key", "memory_mib", "auth_at"], name="device_board_auth"),
+            *(
+                Index(fields=[column], name=f"device_{column}")
+                for column in (
+                    "name_key", "memory_mib", "serial", "status", "auth_at", "seen_at", "refused_at", "created_at",
+                )
+            ),
+        ]  # fmt: skip
+
+
+class DeviceTag(models.Model):
+    """A tag that an operator gave a device."""
+
+    objects: ClassVar[Manager[DeviceTag]] = Manager()
+
+    device: models.ForeignKey[Device, Device] = models.ForeignKey(Device, on_delete=models.CASCADE, related_name="tags")
+    tag: Text = models.CharField(max_length=64)
+    tag_key: Text = models.CharField(max_length=64)
+
+    class Meta:
+        constraints: ClassVar = [UniqueConstraint(fields=["device", "tag_key"], name="device_tag_once")]
+        indexes: ClassVar = [Index(fields=["tag_key", "device"], name="device_tag_key")]
+
+
+class DeviceKey(models.Model):
+    """A public key that speaks for a device until ``retired_at``. ``kid`` is its RFC 7638 thumbprint, ``jwk`` JSON text."""
+
+    objects: ClassVar[Manager[DeviceKey]] = Manager()
+
+    device: models.ForeignKey[Device, Device] = models.ForeignKey(Device, on_delete=models.CASCADE, related_name="keys")
+    kid: Text = models.CharField(max_length=43, unique=True)
+    alg: Text = models.CharField(max_length=8)
+    jwk: LongText = models.TextField()
+    created_at: Seconds = models.BigIntegerField()
+    retired_at: MaybeSeconds = models.BigIntegerField(null=True)
+
+
+class EnrollmentToken(models.Model):
+    """Authority to enroll ``uses_left`` more devices, or the one board with ``serial``."""
+
+    objects: ClassVar[Manager[EnrollmentToken]] = Manager()
+
+    token_hash: Text = models.CharField(max_length=64, unique=True)
+    uses_left: Number = models.IntegerField()
+    serial: MaybeText = models.CharField(max_length=64, null=True)
+    created_at: Seconds = models.BigIntegerField()
+    created_by: Text = models.CharField(max_length=64)
+    expires_at: Seconds = models.BigIntegerField()
+
+
+class UsedAssertion(models.Model):
+    """A statement that was believed once, remembered for as long as it could be believed again (RFC 7523 section 3)."""
+
+    objects: ClassVar[Manager[UsedAssertion]] = Manager()
+
+    issuer: Text = models.CharField(max_length=128)
+    jti: Text = models.CharField(max_length=128)
+    expires_at: Seconds = models.BigIntegerField()
+
+    class Meta:
+        constraints: ClassVar = [UniqueConstraint(fields=["issuer", "jti"], name="used_assertion_once")]
+        indexes: ClassVar = [Index(fields=["expires_at"], name="used_assertion_expires_at")]
+
+
+class SigningKey(models.Model):
+    """A key that signs access tokens until ``retired_at``. ``private_key`` is PKCS #8 in PEM: the database is a secret."""
+
+    objects: ClassVar[Manager[SigningKey]] = Manager()
+
+    kid: Text = models.CharField(max_length=43, unique=True)
+    alg: Text = models.CharField(max_length=8)
+    private_key: LongText = models.TextField()
+    created_at: Seconds = models.BigIntegerField()
+    retired_at: MaybeSeconds = models.BigIntegerField(null=True)
+
+
+class AuditEvent(models.Model):
+    """One line of the audit log; ``digest`` covers it and ``previous``, so that no line can be changed or taken out."""
+
+    objects: ClassVar[Manager[AuditEvent]] = Manager()
+
+    at: Seconds = models.BigIntegerField()
+    actor: Text = models.CharField(max_length=128)
+    source: Text = models.CharField(max_length=64)
+    action: Text = models.CharField(max_length=64)
+    device: Text = models.CharField(max_length=64)
+    result: Text = models.CharField(max_length=16)
+    detail: LongText = models.TextField()
+    previous: Text = models.CharField(max_length=64, unique=True)
+    digest: Text = models.CharField(max_length=64, unique=True)
+
+    class Meta:
+        indexes: ClassVar = [Index(fields=["device", "id"], name="audit_device")]
+
+
+class SignInLink(models.Model):
+    """A link that opens one session for ``operator``, once."""
+
+    objects: ClassVar[Manager[SignInLink]] = Manager()
+
+    token_hash: Text = models.CharField(max_length=64, unique=True)
+    operator: Text = models.CharField(max_length=64)
+    created_by: Text = models.CharField(max_length=64)
+    created_at: Seconds = models.BigIntegerField()
+    expires_at: Seconds = models.BigIntegerField()
+    used_at: MaybeSeconds = models.BigIntegerField(null=True)

@@ -1,0 +1,1 @@
+"""The pages for operators: server-rendered, without JavaScript, everything from a device treated as text."""

@@ -1,0 +1,285 @@
+"""What an operator can set, and Django set up from it.
+
+A setting is taken from the first place that has it: the command line, the environment (``PI_FLEET_ISSUER``), the file
+``DATA/fleet.toml``, the default. A ``Settings`` that exists is valid. Everything the fleet keeps lies below ``data``,
+a folder that only its owner can enter.
+"""
+
+from __future__ import annotations
+
+import os
+import tomllib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+from pi_agent.catalogue import nearest
+from pi_agent.errors import ConfigError
+from pi_agent.fleet import folder
+
+ENVIRONMENT = "PI_FLEET_"
+LOOPBACK = ("127.0.0.1", "[::1]", "localhost")
+MIN_LIFETIME, MAX_LIFETIME = 300, 24 * 3600
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    """All settings. ``issuer`` is empty until ``with_port`` has seen which port was bound.
+
+    ``bind`` is ``HOST:PORT``; ``scopes`` are what a new device may ask for; ``audience`` is whom the access tokens are
+    for (the issuer when empty); ``token_lifetime`` and ``busy_timeout`` (waiting for the database) are seconds.
+    """
+
+    data: Path
+    bind: str = "127.0.0.1:8080"
+    issuer: str = ""
+    audience: str = ""
+    scopes: str = "device"
+    token_lifetime: int = 1800
+    rate_limit: bool = True
+    busy_timeout: float = 5.0
+
+    @property
+    def host(self) -> str:
+        return self.bind.rpartition(":")[0]
+
+    @property
+    def port(self) -> int:
+        return int(self.bind.rpartition(":")[2])
+
+    @property
+    def database(self) -> Path:
+        return self.data / "fleet.sqlite3"
+
+    @property
+    def socket(self) -> Path:
+        return self.data / "fleet.sock"
+
+    @property
+    def lock(self) -> Path:
+        return self.data / "fleet.lock"
+
+    @property
+    def token_audience(self) -> str:
+        return self.audience or self.issuer
+
+    def with_port(self, port: int) -> Settings:
+        """These settings once ``port`` is bound: on loopback the issuer may be left to us. Raises ConfigError."""
+        bound = replace(self, bind=f"{self.host}:{port}")
+        if bound.issuer:
+            return bound
+        if self.host not in LOOPBACK:
+            raise ConfigError(
+                f"the server listens on {self.host}, so devices need its name",
+                key="issuer",
+                hint="pi-fleet serve --issuer https://fleet.example.org (the address in front of it, with TLS)",
+            )
+        return replace(bound, issuer=f"http://{self.host}:{port}")
+
+
+def default_data(environ: Mapping[str, str]) -> Path:
+    """The folder that is used when none is named."""
+    if named := environ.get(ENVIRONMENT + "DATA"):
+        return Path(named)
+    if os.geteuid() == 0:
+        return Path("/var/lib/pi-fleet")
+    return Path(environ.get("XDG_DATA_HOME") or Path(environ.get("HOME", "/")) / ".local/share") / "pi-fleet"
+
+
+def load(flags: Mapping[str, Any], environ: Mapping[str, str], *, config: Path | None = None) -> Settings:
+    """The settings in force. ``flags`` holds what the command line said, None where it said nothing.
+
+    ``config`` replaces ``DATA/fleet.toml`` and must exist. Raises ConfigError naming the place and the setting.
+    """
+    data = flags.get("data") or default_data(environ)
+    path = config or Path(data) / "fleet.toml"
+    places = [
+        ("the command line", {name: value for name, value in flags.items() if name in PARSERS and value is not None}),
+        ("the environment", _from_environment(environ)),
+        (str(path), _from_file(path, required=config is not None)),
+    ]
+    found: dict[str, Any] = {}
+    for place, values in places:
+        found = {name: _parse(place, name, value) for name, value in values.items()} | found
+    return Settings(data=Path(data).absolute(), **found)
+
+
+def configure(settings: Settings) -> None:
+    """Set Django up for this fleet; once in the life of a process. The data folder must be prepared."""
+    import django  # a command that only talks to a server must not pay for Django
+    from django.conf import settings as django_settings  # the same
+
+    os.umask(0o077)
+    django_settings.configure(**_django(settings), PI_FLEET=settings)
+    django.setup()
+
+
+def migrate() -> None:
+    """Bring the database to this version of the program."""
+    from django.core.management import call_command  # as above
+
+    call_command("migrate", verbosity=0, interactive=False)
+
+
+def current() -> Settings:
+    """The settings that ``configure`` was given."""
+    from django.conf import settings as django_settings  # as above
+
+    settings: Settings = django_settings.PI_FLEET
+    return settings
+
+
+def _django(settings: Settings) -> dict[str, Any]:
+    issuer = urlsplit(settings.issuer)
+    secure = issuer.scheme == "https"
+    prefix = "__Host-" if secure else ""
+    return {
+        "SECRET_KEY": folder.secret(settings.data, "django").hex(),
+        "DEBUG": False,
+        "ALLOWED_HOSTS": [*LOOPBACK, *filter(None, [issuer.hostname])],
+        "CSRF_TRUSTED_ORIGINS": [settings.issuer] if secure else [],
+        "DATABASES": {"default": _database(settings)},
+        "INSTALLED_APPS": [
+            "django.contrib.auth", "django.contrib.contenttypes", "django.contrib.sessions", "pi_agent.fleet",
+        ],
+        "MIDDLEWARE": [
+            "django.middleware.security.SecurityMiddleware",
+            "pi_agent.fleet.pages.headers.security_headers",
+            "whitenoise.middleware.WhiteNoiseMiddleware",
+            "django.contrib.sessions.middleware.SessionMiddleware",
+            "django.middleware.common.CommonMiddleware",
+            "django.middleware.csrf.CsrfViewMiddleware",
+            "django.contrib.auth.middleware.AuthenticationMiddleware",
+        ],
+        "ROOT_URLCONF": "pi_agent.fleet.urls",
+        "TEMPLATES": [
+            {
+                "BACKEND": "django.template.backends.django.DjangoTemplates",
+                "DIRS": [Path(__file__).parent / "pages" / "templates"],
+                "OPTIONS": {"context_processors": ["django.contrib.auth.context_processors.auth"]},
+            }
+        ],
+        "STATIC_URL": "/static/",
+        "STATIC_ROOT": Path(__file__).parent / "pages" / "static",
+        "LOGGING_CONFIG": None,
+        "USE_TZ": True,
+        "APPEND_SLASH": False,
+        "SECURE_REFERRER_POLICY": "same-origin",
+        "SESSION_COOKIE_NAME": f"{prefix}pi-fleet-session",
+        "SESSION_COOKIE_SECURE": secure,
+        "SESSION_COOKIE_SAMESITE": "Strict",
+        "SESSION_COOKIE_AGE": 12 * 3600,
+        "CSRF_COOKIE_NAME": f"{prefix}pi-fleet-csrf",
+        "CSRF_COOKIE_SECURE": secure,
+        "CSRF_COOKIE_HTTPONLY": True,
+        "CSRF_COOKIE_SAMESITE": "Strict",
+        "DATA_UPLOAD_MAX_MEMORY_SIZE": 64 * 1024,
+        "LOGIN_URL": "/sign-in",
+    }  # fmt: skip
+
+
+def _database(settings: Settings) -> dict[str, Any]:
+    # FULL: a used assertion and a revocation must outlive a power cut, not only a crash of this process.
+    pragmas = "PRAGMA journal_mode=WAL; PRAGMA synchronous=FULL; PRAGMA cache_size=-65536"
+    return {
+        "ENGINE": "django.db.backends.sqlite3",
+        "NAME": settings.database,
+        "OPTIONS": {"timeout": settings.busy_timeout, "transaction_mode": "IMMEDIATE", "init_command": pragmas},
+    }
+
+
+# How each setting is read. A parser raises ValueError with what it expected.
+
+
+def _text(value: Any) -> str:
+    if not isinstance(value, str) or not value.isprintable():
+        raise ValueError("one line of text")
+    return value
+
+
+def _bind(value: Any) -> str:
+    host, colon, port = _text(value).rpartition(":")
+    if not colon or not host or not port.isdecimal() or int(port) > 65535:
+        raise ValueError("HOST:PORT, such as 127.0.0.1:8080")
+    return value  # type: ignore[no-any-return]  # _text saw a str
+
+
+def _issuer(value: Any) -> str:
+    parts = urlsplit(_text(value))
+    local = parts.scheme == "http" and parts.netloc.rpartition(":")[0] in LOOPBACK
+    plain = parts.netloc and "@" not in parts.netloc and not (parts.path or parts.query or parts.fragment)
+    if not plain or not (local or parts.scheme == "https"):
+        raise ValueError("https://HOST without a path (http:// on loopback only)")
+    return value  # type: ignore[no-any-return]  # _text saw a str
+
+
+def _lifetime(value: Any) -> int:
+    return int(_number(value, MIN_LIFETIME, MAX_LIFETIME))
+
+
+def _switch(value: Any) -> bool:
+    known = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
+    if isinstance(value, bool):
+        return value
+    if str(value).lower() not in known:
+        raise ValueError("true or false")
+    return known[str(value).lower()]
+
+
+def _wait(value: Any) -> float:
+    return _number(value, 0, 60)
+
+
+def _number(value: Any, low: int, high: int) -> float:
+    try:
+        number = float(value)
+    except (ValueError, TypeError, OverflowError):
+        number = -1.0
+    if not low <= number <= high:
+        raise ValueError(f"{low} to {high} seconds")
+    return number
+
+
+PARSERS: dict[str, Callable[[Any], Any]] = {
+    "bind": _bind,
+    "issuer": _issuer,
+    "audience": _text,
+    "scopes": _text,
+    "token_lifetime": _lifetime,
+    "rate_limit": _switch,
+    "busy_timeout": _wait,
+}
+assert {field.name for field in fields(Settings)} == {"data", *PARSERS}
+
+
+def _parse(place: str, name: str, value: Any) -> Any:
+    if name not in PARSERS:
+        near = nearest(name, PARSERS)
+        hint = f"did you mean {near}?" if near else f"the settings are {', '.join(PARSERS)}"
+        raise ConfigError(f"{place}: there is no setting {name!r}", path=place, key=name, hint=hint)
+    try:
+        return PARSERS[name](value)
+    except ValueError as error:
+        raise ConfigError(f"{place}: {name} must be {error}", path=place, key=name) from error
+
+
+def _from_environment(environ: Mapping[str, str]) -> dict[str, Any]:
+    named = {
+        name.removeprefix(ENVIRONMENT).lower(): value for name, value in environ.items() if name.startswith(ENVIRONMENT)
+    }
+    return {name: value for name, value in named.items() if name != "data" and value}
+
+
+def _from_file(path: Path, *, required: bool) -> dict[str, Any]:
+    try:
+        return tomllib.loads(path.read_text("utf-8"))
+    except (FileNotFoundError, NotADirectoryError) as error:
+        if required:
+            raise ConfigError(f"there is no file {path}", path=str(path)) from error
+        return {}
+    except OSError as error:
+        raise ConfigError(f"cannot read {path}: {error.strerror}", path=str(path)) from error
+    except ValueError as error:
+        raise ConfigError(f"{path} is not TOML: {error}", path=str(path)) from error

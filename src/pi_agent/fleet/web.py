@@ -1,0 +1,94 @@
+"""One HTTP exchange as values, for the endpoints that stand ahead of Django.
+
+An endpoint is a function ``(request, now=..., authority=...) -> Answer``. It is given a body that is already bounded
+and complete, and it knows nothing of connections. What it answers is never to be stored (RFC 6749 section 5.1).
+"""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from urllib.parse import parse_qsl
+
+from pi_agent.errors import OAuthError
+from pi_agent.oauth import error_answer
+
+MAX_BODY = 64 * 1024
+MAX_PARAMETERS = 50
+NO_STORE = {"cache-control": "no-store", "pragma": "no-cache"}
+RETRY_SPREAD = range(2, 11)
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """``source`` says where it came from: an IP address, or ``uid 1000`` for a peer on the local socket."""
+
+    method: str
+    body: bytes = b""
+    content_type: str = ""
+    authorization: str = ""
+    source: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    status: int
+    body: bytes = b""
+    headers: Mapping[str, str] = field(default_factory=dict)
+
+
+def json_answer(status: int, members: Mapping[str, object], headers: Mapping[str, str] = NO_STORE) -> Answer:
+    body = json.dumps(members, separators=(",", ":")).encode()
+    return Answer(status, body, {"content-type": "application/json", **headers})
+
+
+def oauth_refusal(error: OAuthError, **more: str) -> Answer:
+    """An OAuth error answer (RFC 6749 section 5.2), with the header that each status asks for. ``more`` adds members."""
+    headers = dict(NO_STORE)
+    if error.status == 401:
+        headers["www-authenticate"] = 'Bearer error="invalid_token"' if error.error == "invalid_token" else "Basic"
+    if error.status == 405:
+        headers["allow"] = "POST"
+    if error.retry_after is not None:
+        headers["retry-after"] = str(error.retry_after)
+    return json_answer(error.status, error_answer(error) | more, headers)
+
+
+def try_again(description: str, *, status: int = 503, error: str = "temporarily_unavailable") -> OAuthError:
+    """The server cannot serve this now. The wait is random, so that those who were sent away do not return together."""
+    wait = random.choice(RETRY_SPREAD)  # noqa: S311  # a spread, not a secret
+    return OAuthError(error, description, status=status, retry_after=wait)
+
+
+def media_type(content_type: str) -> str:
+    return content_type.partition(";")[0].strip().lower()
+
+
+def check_post(request: Request, content_type: str) -> None:
+    """Raise OAuthError unless this is a POST of ``content_type``."""
+    if request.method != "POST":
+        raise OAuthError("invalid_request", "only POST is served here", status=405)
+    if media_type(request.content_type) != content_type:
+        raise OAuthError("invalid_request", f"the content type must be {content_type}")
+
+
+def read_form(request: Request) -> dict[str, str]:
+    """The parameters of a form, empty ones left out (RFC 6749 sections 3.2 and 4.5). Raises OAuthError.
+
+    Only the body counts, no parameter may stand twice, and text is UTF-8 without NUL.
+    """
+    check_post(request, "application/x-www-form-urlencoded")
+    try:
+        pairs = parse_qsl(
+            request.body.decode("ascii"), keep_blank_values=True, errors="strict", max_num_fields=MAX_PARAMETERS
+        )
+    except ValueError as error:
+        raise OAuthError("invalid_request", f"not a form of at most {MAX_PARAMETERS} parameters in UTF-8") from error
+    form = dict(pairs)
+    if len(form) != len(pairs):
+        raise OAuthError("invalid_request", "a parameter stands twice")
+    if any("\0" in value for value in form.values()):
+        raise OAuthError("invalid_request", "a parameter holds a NUL")
+    return {name: value for name, value in form.items() if value}
