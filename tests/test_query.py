@@ -216,6 +216,9 @@ def test_times_are_epoch_seconds_in_utc(text: str, low: int | None, high: int | 
         ('name:"kitchen"', "name:kitchen"),
         ('name:"none"', 'name:"none"'),
         ('"or"', '"or"'),
+        ('"-a" name:"-b"', '"-a" name:"-b"'),
+        ("tag:a OR ()", "tag:a OR ()"),
+        ("-(() OR tag:a)", "-(() OR tag:a)"),
         ("TAG:Lab", "tag:lab"),
         ("serial:**8F**", "serial:*8f*"),
         ("*kit*", "kit"),
@@ -295,6 +298,12 @@ KITCHEN: dict[str, object] = {
 def test_what_a_device_matches(text: str, expected: bool) -> None:
     """What is not known matches nothing but none and never, and a minus turns the answer of a term around."""
     assert matches(parse(text, NOW), KITCHEN) is expected
+
+
+def test_a_device_without_tags_has_none() -> None:
+    """An empty collection is no value."""
+    assert matches(parse("tag:none", NOW), {"tag": ()})
+    assert not matches(parse("tag:*", NOW), {"tag": ()})
 
 
 def test_letters_beyond_ascii_are_compared_exactly() -> None:
@@ -419,6 +428,7 @@ def test_an_unknown_field_names_the_nearest() -> None:
 def test_an_order_on_an_age_is_answered_with_both_readings() -> None:
     """Tools disagree about auth:<1d, so the two clear spellings are shown."""
     error = refusal("auth:<1d")
+    assert str(error) == "an age takes no '<' at character 6"
     assert error.hint == "did you mean auth:1d (within the past 1d) or auth:older:1d?"
 
 
@@ -451,6 +461,7 @@ def test_a_query_is_bounded(text: str, message: str) -> None:
 def test_the_largest_queries_are_taken() -> None:
     """A query at its limits is still a query."""
     assert root("(" * MAX_DEPTH + "a" + ")" * MAX_DEPTH) == Word(("", "a", ""))
+    assert root("(-a) " * (MAX_DEPTH + 1))
     assert len(parse(" ".join("a" * MAX_TERMS), NOW).root.parts) == MAX_TERMS  # type: ignore[union-attr]  # an And
 
 
@@ -599,7 +610,9 @@ def test_completion_never_fails(text: str, cursor: int) -> None:
 
 def test_any_of_nothing_is_no_device() -> None:
     """An action on an empty list of choices must not reach every device."""
-    assert not matches(Query(any_of(()), NOW), KITCHEN)
+    nothing = Query(any_of(()), NOW)
+    assert not matches(nothing, KITCHEN)
+    assert parse(str(nothing), NOW) == nothing
     assert matches(Query(all_of(()), NOW), KITCHEN)
 
 
