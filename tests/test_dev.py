@@ -38,7 +38,8 @@ line-length = 120
 UV = """#!/bin/sh
 echo "$*" >> "$UV_CALLS"
 case "$*" in
-  venv*) for place; do :; done; mkdir -p "$place/bin"; ln -s "$REAL_PYTHON" "$place/bin/python"; sleep 0.1 ;;
+  venv*) for place; do :; done; mkdir -p "$place/bin"; ln -s "$REAL_PYTHON" "$place/bin/python"
+     echo "uv: at work"; sleep 0.1 ;;
 esac
 """
 
@@ -219,10 +220,12 @@ class TestFingerprint:
 
 class TestSetUp:
     def test_the_first_use_makes_it_and_the_second_does_nothing(self, tree: Tree) -> None:
-        """The first use says in one line how long it took; the second calls no installer and says nothing."""
+        """The first use says how long it took, all on stderr; the second calls no installer and says nothing."""
         _, out, err = tree.run("demo")
         assert tree.calls() == MAKES_IT_ALL
-        assert re.fullmatch(r"dev: making .venv with uv \(once\)\ndev: made .venv with uv in \d+\.\d s\n", err)
+        begin, uv, end = err.splitlines()
+        assert (begin, uv) == ("dev: making .venv with uv (once)", "uv: at work")
+        assert re.fullmatch(r"dev: made .venv with uv in \d+\.\d s", end)
         assert tree.run("demo") == (7, out, "")
         assert tree.calls() == []
 
