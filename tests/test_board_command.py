@@ -48,6 +48,14 @@ def test_the_screen_shows_the_board_and_the_origins(capsys: pytest.CaptureFixtur
     assert out.isascii()
 
 
+def test_the_example_in_the_documentation_is_real(capsys: pytest.CaptureFixture[str]) -> None:
+    """docs/boards.md shows what the command prints."""
+    page = (FIXTURES.parent / "docs" / "boards.md").read_text()
+    run("board", "--revision", "a01041")
+    shown = "".join(f"    {line}".rstrip() + "\n" for line in capsys.readouterr().out.splitlines())
+    assert f"    $ pi-agent board --revision a01041\n{shown}" in page
+
+
 def test_json_is_the_documented_body(capsys: pytest.CaptureFixture[str]) -> None:
     """The schema comes first; the code is masked, the raw one beside it; memory is in MiB."""
     assert run("board", "--cpuinfo", PI2, "--json") == 0

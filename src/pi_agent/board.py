@@ -133,30 +133,31 @@ def needs_mailbox(facts: Facts) -> bool:
 
 
 def _assemble(found: Readings, revision: Revision, origin: str, conflicts: list[str]) -> Board:
-    sources = dict.fromkeys(("model", "soc", "manufacturer", "pcb_revision"), REVISION_CODE)
-    sources |= {"revision": origin, "flags": origin}
+    sources = {"revision": origin, "flags": origin}
+    sources["soc"] = sources["manufacturer"] = sources["pcb_revision"] = REVISION_CODE
     serial = _first("serial", "serial", found.serials, sources, conflicts)
-    stated = [(REVISION_CODE, revision.memory_mib)] if revision.memory_mib else []
-    memory_mib = _first("memory in MiB", "memory_mib", found.memory_mib + stated, sources, conflicts)
-    kernel_model = next((text for _, text in found.models if is_pi_name(text)), None)
-    model = revision.name
-    if is_unknown(revision.type) and revision.type_number not in TYPES and kernel_model:
-        model = kernel_model
-        sources["model"] = next(where for where, text in found.models if text == kernel_model)
-    conflicts += _model_conflicts(found.models, revision) + _core_conflicts(found.parts, revision)
+    by_code = revision.memory_mib
+    memory = [*found.memory_mib, (REVISION_CODE, by_code)] if by_code else found.memory_mib
+    memory_mib = _first("memory in MiB", "memory_mib", memory, sources, conflicts)
+    named = [(where, text) for where, text in found.models if is_pi_name(text)]
+    newer = named if revision.type_number not in TYPES else []
+    sources["model"], model = newer[0] if newer else (REVISION_CODE, revision.name)
+    soc, manufacturer = revision.soc, revision.manufacturer
+    conflicts += _model_conflicts(found.models, revision) + _core_conflicts(found.parts, revision, soc)
+    notes = _unknown_notes(revision.type, soc, manufacturer) + _memory_notes(revision, memory_mib)
     return Board(
         revision=revision,
         serial=serial,
         model=model,
         memory_mib=memory_mib,
-        soc=revision.soc,
-        manufacturer=revision.manufacturer,
+        soc=soc,
+        manufacturer=manufacturer,
         pcb_revision=revision.pcb_revision,
         flags=revision.flags,
         sources=sources,
         conflicts=tuple(conflicts),
-        notes=(*found.bad_revisions, *found.notes, *_notes(revision, memory_mib)),
-        kernel_model=kernel_model,
+        notes=(*found.bad_revisions, *found.notes, *notes),
+        kernel_model=named[0][1] if named else None,
     )
 
 
@@ -191,28 +192,28 @@ def _model_conflicts(models: Sequence[tuple[str, str]], revision: Revision) -> l
     ]
 
 
-def _core_conflicts(parts: Sequence[str], revision: Revision) -> list[str]:
+def _core_conflicts(parts: Sequence[str], revision: Revision, soc: str) -> list[str]:
     return [
-        f"revision {revision} has a {revision.soc}, the core {part} is in a {PARTS[part]}"
+        f"revision {revision} has a {soc}, the core {part} is in a {PARTS[part]}"
         for part in parts
-        if part in PARTS and PARTS[part] != revision.soc and not is_unknown(revision.soc)
+        if PARTS.get(part, soc) != soc and not is_unknown(soc)
     ]
 
 
-def _notes(revision: Revision, memory_mib: int | None) -> list[str]:
-    notes = []
-    unknown = [text for text in (revision.type, revision.soc, revision.manufacturer) if is_unknown(text)]
-    if unknown:
-        told = ", ".join(text.removeprefix("unknown ").strip("()") for text in unknown)
-        notes.append(
-            f"{told}: newer than this version's tables, the other fields are good; to report it: {HOW_TO_REPORT}"
-        )
-    if memory_mib is None and revision.memory_choices:
-        sizes = " or ".join(str(size) for size in revision.memory_choices)
-        notes.append(f"revision {revision} was given to boards with {sizes} MB: the code cannot tell which")
-    elif memory_mib is None:
-        notes.append("the code leaves the memory size to the firmware (chosen/rpi-sdram-size-gbit), which did not say")
-    return notes
+def _unknown_notes(*texts: str) -> tuple[str, ...]:
+    unknown = [text.removeprefix("unknown ").strip("()") for text in texts if is_unknown(text)]
+    if not unknown:
+        return ()
+    told = ", ".join(unknown)
+    return (f"{told}: newer than this version's tables, the other fields are good; to report it: {HOW_TO_REPORT}",)
+
+
+def _memory_notes(revision: Revision, memory_mib: int | None) -> tuple[str, ...]:
+    if memory_mib is not None:
+        return ()
+    if sizes := " or ".join(str(size) for size in revision.memory_choices):
+        return (f"revision {revision} was given to boards with {sizes} MB: the code cannot tell which",)
+    return ("the code leaves the memory size to the firmware (chosen/rpi-sdram-size-gbit), which did not say",)
 
 
 def _known(value: str) -> str | None:

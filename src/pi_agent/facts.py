@@ -14,6 +14,7 @@ in NUL); the mailbox tags 0x00010002 and 0x00010004 answer with the board's revi
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
@@ -42,7 +43,7 @@ TREE_PROPERTIES = (
 IDENTITY_KEYS = ("Hardware", "Revision", "Serial", "Model")
 PROCESSOR_KEYS = ("CPU implementer", "CPU part")
 FOREIGN_KEYS = ("vendor_id", "isa", "system type", "cpu")  # x86 and s390, RISC-V, MIPS, PowerPC
-_WANTED = frozenset(IDENTITY_KEYS + PROCESSOR_KEYS + FOREIGN_KEYS)
+_LINE = re.compile(rf"\n({'|'.join(IDENTITY_KEYS + PROCESSOR_KEYS + FOREIGN_KEYS)})[ \t]*:([^\n]*)")
 
 _MIB_PER_GBIT = 128
 _MAX_GBIT = 8192
@@ -120,12 +121,10 @@ def cpuinfo_fields(text: str) -> dict[str, dict[str, None]]:
     ``Revision`` and ``model name`` is not ``Model``.
     """
     fields: dict[str, dict[str, None]] = {}
-    for line in text[:MAX_TEXT].split("\n"):
-        key, colon, value = line.partition(":")
-        if colon and (key := key.rstrip()) in _WANTED:
-            values = fields.setdefault(key, {})
-            if len(values) < MAX_DIFFERENT:
-                values[clean(value)] = None
+    for key, value in dict.fromkeys(_LINE.findall("\n" + text[:MAX_TEXT])):
+        values = fields.setdefault(key, {})
+        if len(values) < MAX_DIFFERENT:
+            values[clean(value)] = None
     return fields
 
 

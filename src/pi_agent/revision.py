@@ -112,9 +112,11 @@ class Revision:
     def __post_init__(self) -> None:
         if not 0 <= self.code <= 0xFFFF_FFFF:
             raise UnreadableBoardError("a revision code has 32 bits", hint="it reads like a02082, in hexadecimal")
+        if self.code & NEW_STYLE:
+            return
         if self.masked == 0:
             raise UnreadableBoardError(f"revision {self} means that the kernel does not know the code")
-        if not self.new_style and self.masked not in OLD_STYLE:
+        if self.masked not in OLD_STYLE:
             raise UnreadableBoardError(
                 f"revision {self} is an old-style code that was never given to a board", hint=HOW_TO_REPORT
             )
@@ -133,7 +135,7 @@ class Revision:
 
     @property
     def type_number(self) -> int:
-        return self.code >> 4 & 0xFF if self.new_style else OLD_STYLE[self.masked][0]
+        return self.code >> 4 & 0xFF if self.code & NEW_STYLE else OLD_STYLE[self.masked][0]
 
     @property
     def type(self) -> str:
@@ -149,33 +151,35 @@ class Revision:
         number = self.type_number
         if number == TYPE_500:
             return MODELS_500.get(self.memory_mib or 0, EITHER_500)
+        if number in TYPES:
+            return TYPES[number]
         unknown = _unknown("type", number, digits=2)
-        return TYPES.get(number, (unknown, f"Raspberry Pi, {unknown}"))
+        return unknown, f"Raspberry Pi, {unknown}"
 
     @property
     def pcb_revision(self) -> str:
         """The revision of the circuit board: ``1.2``."""
-        return f"1.{self.code & 0xF}" if self.new_style else OLD_STYLE[self.masked][1]
+        return f"1.{self.code & 0xF}" if self.code & NEW_STYLE else OLD_STYLE[self.masked][1]
 
     @property
     def soc(self) -> str:
         """The chip: ``BCM2837``, or ``unknown (processor 0x5)``. Taken from bits 12-15: a 2B may carry either of two."""
-        if not self.new_style:
+        if not self.code & NEW_STYLE:
             return PROCESSORS[0]
         number = self.code >> 12 & 0xF
-        return PROCESSORS.get(number, _unknown("processor", number))
+        return PROCESSORS.get(number) or _unknown("processor", number)
 
     @property
     def manufacturer(self) -> str:
-        if not self.new_style:
+        if not self.code & NEW_STYLE:
             return OLD_STYLE[self.masked][3]
         number = self.code >> 16 & 0xF
-        return MANUFACTURERS.get(number, _unknown("manufacturer", number))
+        return MANUFACTURERS.get(number) or _unknown("manufacturer", number)
 
     @property
     def memory_choices(self) -> tuple[int, ...]:
         """The sizes (MiB) this code was given to: one, two for ``0015``, none where only the firmware knows."""
-        if not self.new_style:
+        if not self.code & NEW_STYLE:
             return OLD_STYLE[self.masked][2]
         size = MEMORY_MIB.get(self.code >> 20 & 7)
         return (size,) if size else ()
