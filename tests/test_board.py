@@ -219,6 +219,12 @@ def test_the_kernels_own_wording_is_no_conflict(code: str, text: str) -> None:
     assert parse_cpuinfo(f"Hardware : BCM2835\nRevision : {code}\nModel : {text}\n").conflicts == ()
 
 
+def test_plus_and_its_sign_are_one_name() -> None:
+    """The kernel writes Plus where people write +: a 3B that calls itself Plus is a conflict."""
+    text = "Hardware : BCM2835\nRevision : a02082\nModel : Raspberry Pi 3 Model B Plus Rev 1.3\n"
+    assert len(parse_cpuinfo(text).conflicts) == 1
+
+
 @pytest.mark.parametrize(
     ("facts", "reason", "hint"),
     [
@@ -295,6 +301,8 @@ def test_endless_input_is_bounded() -> None:
     with pytest.raises(UnreadableBoardError) as caught:
         parse_cpuinfo("Serial : " + "x" * (10 << 20))
     assert len(str(caught.value)) < 400
+    with pytest.raises(UnreadableBoardError):
+        parse_cpuinfo("\n" * (1 << 20) + PI2)
     board = parse_cpuinfo(PI2 + "".join(f"Serial : {number:016x}\n" for number in range(1, 40_000)))
     assert len(board.conflicts) < 8
 

@@ -162,9 +162,10 @@ def test_colour_is_for_terminals_only(monkeypatch: pytest.MonkeyPatch, capsys: p
     run("board", "--revision", "a01041")
     assert "\x1b[1mRaspberry Pi 2 Model B\x1b[0m" in capsys.readouterr().out
     for name, value in (("TERM", "dumb"), ("NO_COLOR", "1")):
-        monkeypatch.setenv(name, value)
-        run("board", "--revision", "a01041")
-        assert "\x1b" not in capsys.readouterr().out
+        with monkeypatch.context() as changed:
+            changed.setenv(name, value)
+            run("board", "--revision", "a01041")
+            assert "\x1b" not in capsys.readouterr().out
 
 
 def test_a_terminal_title_in_cpuinfo_does_not_reach_the_terminal(

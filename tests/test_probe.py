@@ -146,6 +146,14 @@ def test_a_recorded_tree_cannot_lead_out(tmp_path: Path) -> None:
         probe(str(tmp_path / "root"))
 
 
+def test_a_link_is_followed_only_on_request(tmp_path: Path) -> None:
+    """A-08: the last step of a path is no link, unless the user named it."""
+    (tmp_path / "link").symlink_to(put(tmp_path, "file", "text"))
+    assert read_bounded(tmp_path / "link", follow=True) == b"text"
+    with pytest.raises(OSError, match="symbolic links"):
+        read_bounded(tmp_path / "link")
+
+
 def test_a_loop_of_links_is_a_failure_not_a_crash(tmp_path: Path) -> None:
     """A link to itself is unreadable."""
     (tmp_path / "proc").mkdir()

@@ -125,7 +125,7 @@ def read_bounded(path: Path, *, follow: bool = False) -> bytes:
             raise OSError(0, "not a regular file")
         chunks = []
         left = MAX_TEXT
-        while left and (chunk := os.read(descriptor, min(left, 1 << 16))):
+        while chunk := os.read(descriptor, min(left, 1 << 16)):
             chunks.append(chunk)
             left -= len(chunk)
         return b"".join(chunks)
