@@ -79,7 +79,7 @@ def load_json_object(data: bytes) -> JsonObject:
         json.dumps(value, ensure_ascii=False).encode("utf-8")  # a lone surrogate would only fail later, in a database
     except (ValueError, RecursionError) as error:
         raise MalformedTokenError("not strict JSON") from error
-    if not isinstance(value, dict) or _depth(value) > MAX_DEPTH:
+    if not isinstance(value, dict) or not _is_shallow(value, MAX_DEPTH):
         raise MalformedTokenError("not a JSON object of bounded depth")
     return value
 
@@ -136,7 +136,7 @@ def _unique_members(pairs: list[tuple[str, Any]]) -> JsonObject:
 
 
 def _bounded_int(text: str) -> int:
-    if len(text) > 20:
+    if len(text) > 20 or not -(2**63) <= int(text) < 2**64:
         raise ValueError("a number needs more than 64 bits")
     return int(text)
 
@@ -152,9 +152,9 @@ def _no_constant(text: str) -> Any:
     raise ValueError(f"{text} is not JSON")
 
 
-def _depth(value: Any) -> int:
-    if isinstance(value, dict):
-        return 1 + max(map(_depth, value.values()), default=0)
-    if isinstance(value, list):
-        return 1 + max(map(_depth, value), default=0)
-    return 0
+def _is_shallow(value: Any, levels: int) -> bool:
+    """Whether ``value`` nests at most ``levels`` objects and arrays; looks no deeper than that itself."""
+    if not isinstance(value, dict | list):
+        return True
+    children = value.values() if isinstance(value, dict) else value
+    return levels > 0 and all(_is_shallow(child, levels - 1) for child in children)
