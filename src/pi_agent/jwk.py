@@ -31,12 +31,15 @@ REQUIRED_MEMBERS = {"EC": ("crv", "kty", "x", "y"), "OKP": ("crv", "kty", "x"), 
 
 ALGORITHMS_OF_TYPE = {"EC": ("ES256",), "OKP": ("EdDSA",), "RSA": ("RS256", "PS256")}
 
-# Thumbprints of keys whose private half is printed in RFC 7515 A.3, 7517 A.2 (two) and 8037 A.1: anybody can sign with them.
+# Thumbprints of keys whose private half is printed in RFC 7515 A.2 and A.3, 7517 A.2 (two), 7520 3.4 and 8037 A.1:
+# anybody can sign with them.
 PUBLISHED_KEYS: frozenset[str] = frozenset(
     {
+        "IsUn6_e04MaShXFIISMp4kG62LWzMIPy_MvSA5pJgX8",
         "oKIywvGUpTVTyxMQ3bwIIeQUudfr_CkLMjCE19ECD-U",
         "cn-I_WNMClehiVp51i_0VpOENW1upEerA8sEam5hn-s",
         "NzbLsXh8uDCcd-6MNwXF4W_7noWXFZAfHkxZsRGC9Xs",
+        "9jg46WB3rR_AHD-EBXdN7cBkH1WOu0tA3M9fm21mqTI",
         "kPrK_qmxVWaYVA9wwBF6Iuo3vVzz7TxHCTwXBygrS4k",
     }
 )
