@@ -128,7 +128,7 @@ def screen(board: Board, *, explain: bool = False, colour: bool = False) -> Iter
     yield f"{bold}{board.model}{off}{dim}{since}{off}"
     yield ""
     for label, value, origin in _rows(board):
-        yield f"  {label:<11}{value:<22}{dim}{origin}{off}".rstrip()
+        yield f"  {label:<11}{value:<22}{dim}{origin}{off}" if origin else f"  {label:<11}{value}"
     told = [(f"{warn}conflict:{off} ", text) for text in board.conflicts]
     told += [(f"{dim}note:{off} ", text) for text in board.notes]
     for word, text in told:
