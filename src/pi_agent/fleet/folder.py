@@ -87,3 +87,8 @@ def user_name(uid: int) -> str:
         return pwd.getpwuid(uid).pw_name
     except KeyError:
         return f"uid {uid}"
+
+
+def owner_of(path: Path) -> str:
+    """The name of the user whom a file or folder belongs to."""
+    return user_name(path.stat().st_uid)

@@ -15,6 +15,8 @@ from django.db.models import CheckConstraint, Index, Manager, Q, UniqueConstrain
 from pi_agent.catalogue import PROTECTIONS, STATUSES
 
 if TYPE_CHECKING:  # what a field takes and gives, for the type checker alone
+    from django.db.models.fields.related_descriptors import RelatedManager
+
     Text = models.CharField[str, str]
     MaybeText = models.CharField[str | None, str | None]
     LongText = models.TextField[str, str]
@@ -30,6 +32,8 @@ class Device(models.Model):
     """A board with an identity. ``flag`` says why an operator should look twice; ``scopes`` are separated by spaces."""
 
     objects: ClassVar[Manager[Device]] = Manager()
+    keys: RelatedManager[DeviceKey]
+    tags: RelatedManager[DeviceTag]
 
     client_id: Text = models.CharField(max_length=64, unique=True)
     name: Text = models.CharField(max_length=64)

@@ -166,7 +166,7 @@ pi-fleet is listening on http://{settings.bind}
   issuer        {settings.issuer}
   data folder   {settings.data}
   sign in       {link}  (works once, for 15 minutes)
-  first device  sudo pi-agent setup {settings.issuer}
+  first device  {fleet_settings.setup_command(settings.issuer)}
   then          pi-fleet --data {settings.data} devices status:pending"""
 
 

@@ -7,6 +7,7 @@ a folder that only its owner can enter.
 
 from __future__ import annotations
 
+import logging
 import os
 import tomllib
 from collections.abc import Callable, Mapping
@@ -79,6 +80,11 @@ class Settings:
         return replace(bound, issuer=f"http://{self.host}:{port}")
 
 
+def setup_command(issuer: str) -> str:
+    """What to type on a device so that it enrolls here."""
+    return f"sudo pi-agent setup {issuer}{' --loopback-http' if issuer.startswith('http:') else ''}"
+
+
 def default_data(environ: Mapping[str, str]) -> Path:
     """The folder that is used when none is named."""
     if named := environ.get(ENVIRONMENT + "DATA"):
@@ -112,6 +118,9 @@ def configure(settings: Settings) -> None:
     from django.conf import settings as django_settings  # the same
 
     os.umask(0o077)
+    # One line for every stranger's mistake would fill a disk; what is our own fault is still told, with a traceback.
+    logging.getLogger("django.request").setLevel(logging.ERROR)
+    logging.getLogger("django.security").setLevel(logging.CRITICAL)
     django_settings.configure(**_django(settings), PI_FLEET=settings)
     django.setup()
 

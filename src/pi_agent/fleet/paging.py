@@ -1,0 +1,92 @@
+"""Keyset pages: page 1,000 costs what page 1 does, and a device that comes or goes shifts nobody else.
+
+A page ends at a place: the sort value and the row id of its last device. The next page is everything after that place.
+The cursor that names it is opaque to clients, and belongs to one query and one order: with any other it is refused.
+Devices without a sort value come last, in both directions.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+from typing import Any
+
+from django.db.models import F, Q, QuerySet
+
+from pi_agent.errors import MalformedTokenError, UsageError
+from pi_agent.fleet.models import Device
+from pi_agent.fleet.selection import COLUMNS
+from pi_agent.jws import b64url, b64url_decode, load_json_object
+
+SORTS = ("id", "name", "model", "memory", "serial", "status", "auth", "seen", "refused", "created")
+MAX_CURSOR = 1024
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where a page ended; and what holds for all pages: the time its ages count from, and how many devices there were."""
+
+    value: str | int | None
+    row: int
+    as_of: int
+    total: int
+
+    def text(self, query: str, sort: str) -> str:
+        members = {"v": self.value, "r": self.row, "t": self.as_of, "n": self.total, "q": _binding(query, sort)}
+        return b64url(json.dumps(members, separators=(",", ":")).encode())
+
+
+@dataclass(frozen=True, slots=True)
+class Order:
+    """A column and a direction; the row id breaks ties."""
+
+    column: str
+    descending: bool
+
+    def after(self, rows: QuerySet[Device], place: Place | None) -> QuerySet[Device]:
+        column = F(self.column)
+        first = column.desc(nulls_last=True) if self.descending else column.asc(nulls_last=True)
+        ordered = rows.order_by(first, "pk")
+        return ordered.filter(self._beyond(place)) if place else ordered
+
+    def _beyond(self, place: Place) -> Q:
+        later = Q(pk__gt=place.row)
+        if place.value is None:
+            return Q(**{f"{self.column}__isnull": True}) & later
+        beyond = Q(**{f"{self.column}__{'lt' if self.descending else 'gt'}": place.value})
+        same = Q(**{self.column: place.value}) & later
+        return beyond | same | Q(**{f"{self.column}__isnull": True})
+
+    def place(self, device: Device, as_of: int, total: int) -> Place:
+        return Place(getattr(device, self.column), device.pk, as_of, total)
+
+
+def order_of(sort: str) -> Order:
+    """``auth``, or ``-auth`` for the newest first. Raises UsageError."""
+    name = sort.removeprefix("-")
+    if name not in SORTS:
+        raise UsageError(
+            f"cannot sort by {name!r}", hint=f"by {', '.join(SORTS)}; with a minus for the other direction"
+        )
+    return Order(COLUMNS[name], sort.startswith("-"))
+
+
+def resume(cursor: str, query: str, sort: str) -> Place:
+    """The place that a cursor names. Raises UsageError for one that was not given for this query and order."""
+    refusal = UsageError("the cursor does not belong to this query and order", hint="start again without a cursor")
+    try:
+        if len(cursor) > MAX_CURSOR:
+            raise refusal
+        members: dict[str, Any] = load_json_object(b64url_decode(cursor))
+    except MalformedTokenError:
+        raise refusal from None
+    value, row, as_of, total = (members.get(name) for name in "vrtn")
+    numbers = all(type(number) is int and abs(number) < 2**62 for number in (row, as_of, total))
+    if members.get("q") != _binding(query, sort) or not numbers or not (value is None or type(value) in (int, str)):
+        raise refusal
+    return Place(value, row, as_of, total)  # type: ignore[arg-type]  # each was just seen to be an int
+
+
+def _binding(query: str, sort: str) -> str:
+    return hashlib.sha256(f"{sort} {query}".encode()).hexdigest()[:16]

@@ -1,0 +1,115 @@
+"""A ``Query`` as a condition of the database: the same answer as ``query.matches``, in SQL with bound parameters only.
+
+Two rules make it the same. What is unknown (NULL) matches no comparison, so each one says ``IS NOT NULL`` beside it and
+NOT has no third truth value to trip over. And text is compared folded: ``*_key`` columns are stored that way, others
+are folded here, and the letters A-Z are all that folding touches, on every database.
+"""
+
+from __future__ import annotations
+
+from functools import reduce
+from operator import and_, or_
+from typing import Any
+
+from django.db.models import BooleanField, Exists, F, Func, OuterRef, Q, TextField, Value
+from django.db.models.expressions import Combinable
+from django.db.models.lookups import Exact
+
+from pi_agent.catalogue import Between, Flag, Is, Unknown, Word
+from pi_agent.fleet.models import DeviceTag
+from pi_agent.query import And, Node, Not, Or, Query
+
+COLUMNS = {
+    "name": "name_key",
+    "model": "model_key",
+    "memory": "memory_mib",
+    "serial": "serial",
+    "revision": "revision",
+    "rev": "pcb_revision",
+    "soc": "soc",
+    "maker": "maker",
+    "status": "status",
+    "auth": "auth_at",
+    "seen": "seen_at",
+    "refused": "refused_at",
+    "created": "created_at",
+    "key": "key_protection",
+    "agent": "agent_version",
+    "id": "client_id",
+    "overvoltage": "overvoltage",
+    "warranty": "warranty",
+    "simulated": "simulated",
+}
+FOLDED_HERE = frozenset({"rev", "soc", "maker", "agent"})  # every other text column holds folded text
+
+NOTHING = Q(pk__in=())
+EVERYTHING = ~NOTHING
+
+
+class AsciiLower(Func):
+    """LOWER for A-Z alone: what SQLite does, and PostgreSQL in the C collation."""
+
+    function = "LOWER"
+    output_field = TextField()
+
+    def as_postgresql(self, compiler: Any, connection: Any, **context: Any) -> Any:
+        return self.as_sql(compiler, connection, template='LOWER(%(expressions)s COLLATE "C")', **context)
+
+
+class Like(Func):
+    """LIKE with a backslash as its escape."""
+
+    arg_joiner = " LIKE "
+    template = "%(expressions)s ESCAPE '\\'"
+    output_field = BooleanField()
+
+
+def condition(query: Query) -> Q:
+    """The devices that a query asks for."""
+    return _node(query.root)
+
+
+def _node(node: Node) -> Q:
+    match node:
+        case And(parts):
+            return reduce(and_, map(_node, parts), EVERYTHING)
+        case Or(parts):
+            return reduce(or_, map(_node, parts), NOTHING)
+        case Word():
+            return reduce(or_, map(_node, node.alternatives()), NOTHING)
+        case Not(part):
+            return ~_node(part)
+        case Is("tag", parts):
+            return Q(Exists(_tags().filter(_fits(F("tag_key"), parts))))
+        case Unknown("tag"):
+            return ~Q(Exists(_tags()))
+        case Is(field, parts):
+            column = F(COLUMNS[field])
+            return _known(field) & _fits(AsciiLower(column) if field in FOLDED_HERE else column, parts)
+        case Between(field, low, high):
+            return _known(field) & _between(COLUMNS[field], low, high)
+        case Flag(field, value):
+            return _known(field) & Q(**{COLUMNS[field]: value})
+        case Unknown(field):
+            return ~_known(field)
+
+
+def _tags() -> Any:
+    return DeviceTag.objects.filter(device=OuterRef("pk"))
+
+
+def _known(field: str) -> Q:
+    return Q(**{f"{COLUMNS[field]}__isnull": False})
+
+
+def _between(column: str, low: int | None, high: int | None) -> Q:
+    at_least = Q(**{f"{column}__gte": low}) if low is not None else EVERYTHING
+    return at_least & (Q(**{f"{column}__lt": high}) if high is not None else EVERYTHING)
+
+
+def _fits(column: Combinable, parts: tuple[str, ...]) -> Q:
+    """Folded text in a column fits a pattern, whose pieces stand between its wildcards."""
+    if len(parts) == 1:
+        return Q(Exact(column, Value(parts[0])))
+    pattern = "%".join(part.replace("\\", "\\\\").replace("%", "\\%").replace("_", "\\_") for part in parts)
+    return Q(Like(column, Value(pattern)))
