@@ -63,11 +63,18 @@ class SimulatedBoard:
     name: str
     type: str
     home: Path
+    root: Path
 
     def agent(self, *command: str) -> list[str]:
-        folders = ("state", "runtime", "root")
-        options = [word for name in folders for word in (f"--{name}", str(self.home / name))]
-        return [str(BIN / "pi-agent"), "--config", str(self.home / "config.toml"), *options, *command]
+        options = [
+            "--config",
+            self.home / "config.toml",
+            "--state",
+            self.home / "state",
+            "--runtime",
+            self.home / "runtime",
+        ]
+        return [str(BIN / "pi-agent"), *map(str, options), "--root", str(self.root), *command]
 
     def ask(self, target: str) -> dict[str, object]:
         return client.ask(target, runtime=str(self.home / "runtime"))
@@ -100,7 +107,7 @@ def parts(stack: ExitStack, *, once: bool) -> Iterator[tuple[str, Callable[[], o
     fleet = Fleet(home / "fleet")
     boards: list[SimulatedBoard] = []
     yield "fleet server", lambda: stack.enter_context(fleet.running())
-    yield "boards", lambda: boards.extend(make_boards(home / "boards"))
+    yield "boards", lambda: boards.extend([*own_board(home), *make_boards(home / "boards")])
     yield "enrollment", lambda: enroll(boards, fleet)
     yield "approval", lambda: approve(boards, fleet)
     yield "agents", lambda: stack.enter_context(agents_running(boards))
@@ -136,20 +143,22 @@ class Fleet:
             ]
             server = subprocess.Popen(command, stdout=output, stderr=output, stdin=subprocess.DEVNULL)
         try:
-            self.url = wait_for(lambda: self._address(log), lambda: "no server: " + log.read_text())
+            self.url = wait_for(lambda: self._address(log, server), lambda: "no server: " + log.read_text())
             say(f"a fleet server at {self.url}, its data in a temporary folder")
             yield
         finally:
             end([server])
 
-    def command(self, *words: str) -> str:
-        """What ``pi-fleet`` prints for ``words``."""
-        return run([str(BIN / "pi-fleet"), "--data", str(self._home), *words])
+    def command(self, *arguments: str, words: bool = False) -> str:
+        """What ``pi-fleet`` prints: its data, and before it what it says in words, if that is wanted."""
+        return run([str(BIN / "pi-fleet"), "--data", str(self._home), *arguments], words=words)
 
     def sign_in_link(self) -> str:
         return self.command("sign-in-link").strip()
 
-    def _address(self, log: Path) -> str | None:
+    def _address(self, log: Path, server: subprocess.Popen[bytes]) -> str | None:
+        if server.poll() is not None:
+            raise PartError(f"it ended with {server.returncode}: {log.read_text()}")
         found = re.search(r"listening\D*(http://127\.0\.0\.1:\d+)", log.read_text())
         return found[1] if found else None
 
@@ -169,7 +178,17 @@ def make_boards(home: Path) -> Iterator[SimulatedBoard]:
         shutil.copy(FIXTURES / row["file"], folder / "root/proc/cpuinfo")
         boot_id = secrets.token_hex(16)
         (folder / "root/proc/sys/kernel/random/boot_id").write_text(boot_id)
-        yield SimulatedBoard(name, row["expected_type"], folder)
+        yield SimulatedBoard(name, row["expected_type"], folder, folder / "root")
+
+
+def own_board(home: Path) -> Iterator[SimulatedBoard]:
+    """The machine itself, when it is a Raspberry Pi."""
+    done = subprocess.run(
+        [BIN / "pi-agent", "board", "--json"], capture_output=True, text=True, timeout=PATIENCE, check=False
+    )
+    if done.returncode == 0:
+        (home / "this-board").mkdir()
+        yield SimulatedBoard("this-board", json.loads(done.stdout)["type"], home / "this-board", Path("/"))
 
 
 def enroll(boards: list[SimulatedBoard], fleet: Fleet) -> None:
@@ -187,7 +206,7 @@ def approve(boards: list[SimulatedBoard], fleet: Fleet) -> None:
     for board in boards[-REFUSED:]:
         client_id = identity.load(board.home / "state").client_id
         fleet.command("reject", client_id, "--yes", "--max", "1", "--reason", "not ours")
-    fleet.command("approve", "status:pending", "--yes", "--max", str(BOARDS), "--reason", "demo")
+    fleet.command("approve", "status:pending", "--yes", "--max", str(len(boards)), "--reason", "demo")
     say(f"an operator approved {len(boards) - REFUSED} of them and rejected {REFUSED}")
 
 
@@ -282,8 +301,7 @@ def call_resource(stack: ExitStack, board: SimulatedBoard, fleet: Fleet) -> None
 
 def ask(fleet: Fleet, boards: list[SimulatedBoard]) -> None:
     say(f"\n$ pi-fleet devices {shlex.quote(QUESTION)}")
-    table = fleet.command("devices", QUESTION)
-    say(table.rstrip())
+    say(fleet.command("devices", QUESTION, words=True).rstrip())
     expected = sum(board.type == "2B" for board in boards[:-REFUSED])
     found = len(json.loads(fleet.command("devices", QUESTION, "-o", "json"))["items"])
     if found != expected:
@@ -310,13 +328,13 @@ def wait_for(probe: Callable[[], Found | None], complaint: Callable[[], str]) ->
     raise PartError(complaint())
 
 
-def run(command: list[str], *, codes: tuple[int, ...] = (0,)) -> str:
+def run(command: list[str], *, codes: tuple[int, ...] = (0,), words: bool = False) -> str:
     done = subprocess.run(
         command, capture_output=True, text=True, timeout=PATIENCE, check=False, stdin=subprocess.DEVNULL
     )
     if done.returncode not in codes:
         raise PartError(f"{shlex.join(command[:1] + command[-6:])} ended with {done.returncode}: {done.stderr.strip()}")
-    return done.stdout
+    return done.stderr + done.stdout if words else done.stdout
 
 
 def end(processes: list[subprocess.Popen[bytes]]) -> None:
