@@ -2,12 +2,13 @@
 
 Standard library only. Writers and readers stand side by side. A reader gives a value or raises: OAuthError when the
 server said no in OAuth's words, TransportError when what came back is no OAuth answer at all. Neither ever repeats
-what the answer held.
+what the answer held, but for the server's own sentence, from which whatever could be a token is cut out.
 """
 
 from __future__ import annotations
 
 import json
+import re
 from urllib.parse import urlencode
 
 from pi_agent.errors import OAuthError, TransportError
@@ -18,8 +19,9 @@ CLIENT_ASSERTION_TYPE = "urn:ietf:params:oauth:client-assertion-type:jwt-bearer"
 MAX_TOKEN_LENGTH = 8 * 1024
 MAX_LIFE = 24 * 3600
 
-_B64TOKEN = frozenset("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-._~+/=")
-_DESCRIPTION = frozenset(map(chr, range(0x20, 0x7F))) - {'"', "\\"}
+_B64TOKEN = re.compile(r"[A-Za-z0-9._~+/-]+=*")  # RFC 6750 section 2.1
+_NQSCHAR = frozenset(map(chr, range(0x20, 0x7F))) - {'"', "\\"}  # RFC 6749 appendix A: descriptions and scopes
+_PERHAPS_A_TOKEN = re.compile(r"[A-Za-z0-9._~+/=-]{64,}")  # servers do say "bad assertion eyJ..."
 
 
 class Token:
@@ -54,7 +56,7 @@ def token_answer(token: Token) -> dict[str, object]:
 
 def error_answer(error: OAuthError) -> dict[str, str]:
     """The members of an error answer (RFC 6749 section 5.2). A description keeps only the characters allowed there."""
-    description = "".join(character for character in error.description if character in _DESCRIPTION)
+    description = "".join(character for character in error.description if character in _NQSCHAR)
     return {"error": error.error} | ({"error_description": description} if description else {})
 
 
@@ -70,18 +72,29 @@ def read_answer(
     """
     members = _json_object(content_type, body, status, retry_after)
     if status != 200:
-        raise _error(status, members, retry_after)
+        raise refusal(status, members, retry_after)
     text, kind, life = members.get("access_token"), members.get("token_type"), members.get("expires_in")
-    if not isinstance(text, str) or not 0 < len(text) <= MAX_TOKEN_LENGTH or not _B64TOKEN.issuperset(text):
+    if not isinstance(text, str) or len(text) > MAX_TOKEN_LENGTH or not _B64TOKEN.fullmatch(text):
         raise _unusable("its access_token is missing or not a bearer token")
     if not isinstance(kind, str) or kind.lower() != "bearer":
         raise _unusable("its token_type is not Bearer")
     if type(life) is not int or life < 1:
         raise _unusable("its expires_in is not a positive whole number")
     granted = members.get("scope", scope)
-    if not isinstance(granted, str) or not (set(granted.split()) <= set(scope.split()) or not scope):
+    if not isinstance(granted, str) or not _NQSCHAR.issuperset(granted):
+        raise _unusable("its scope is not a list of scopes")
+    if scope and not set(granted.split()) <= set(scope.split()):
         raise _unusable("its scope is wider than what was asked for")
     return Token(text, expires_in=min(life, MAX_LIFE), scope=granted)
+
+
+def refusal(status: int, members: dict[str, object], retry_after: int | None) -> OAuthError | TransportError:
+    """The error that an answer other than 200 stands for: the server's own refusal, or a server that is not well."""
+    code, description = members.get("error"), members.get("error_description", "")
+    if not isinstance(code, str) or not code or not isinstance(description, str) or status >= 500:
+        return TransportError(f"the server answered {status}", reason="answer", retry_after=retry_after)
+    error = _harmless(code)[:64] or "unknown_error"
+    return OAuthError(error, _harmless(description)[:200], status=status, retry_after=retry_after)
 
 
 def _json_object(content_type: str, body: bytes, status: int, retry_after: int | None) -> dict[str, object]:
@@ -96,16 +109,9 @@ def _json_object(content_type: str, body: bytes, status: int, retry_after: int |
     return members
 
 
-def _error(status: int, members: dict[str, object], retry_after: int | None) -> OAuthError | TransportError:
-    code, description = members.get("error"), members.get("error_description", "")
-    if not isinstance(code, str) or not code or not isinstance(description, str) or status >= 500:
-        return TransportError(f"the server answered {status}", reason="answer", retry_after=retry_after)
-    clean = "".join(character for character in description if character in _DESCRIPTION)
-    return OAuthError(_cut(code), clean[:200], status=status, retry_after=retry_after)
-
-
-def _cut(code: str) -> str:
-    return "".join(character for character in code if character in _DESCRIPTION)[:64] or "unknown_error"
+def _harmless(text: str) -> str:
+    """``text`` as it may reach a terminal and a log: in the characters of RFC 6749, and without what could be a token."""
+    return _PERHAPS_A_TOKEN.sub("...", "".join(character for character in text if character in _NQSCHAR))
 
 
 def _unusable(why: str) -> TransportError:
