@@ -19,6 +19,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import textwrap
 import time
 import urllib.request
 from collections import Counter
@@ -199,7 +200,7 @@ def enroll(boards: list[SimulatedBoard], fleet: Fleet) -> None:
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         list(pool.map(setup, boards))
     families = Counter(board.type for board in boards)
-    say(f"{len(boards)} boards read what they are, made a key, and enrolled: {', '.join(sorted(families))}")
+    say(f"{len(boards)} boards of {len(families)} kinds read what they are, made a key, and enrolled")
 
 
 def approve(boards: list[SimulatedBoard], fleet: Fleet) -> None:
@@ -315,7 +316,10 @@ def wait() -> None:
 
 
 def indented(members: dict[str, object]) -> str:
-    return "\n".join(f"  {name:<10} {json.dumps(value)}" for name, value in members.items())
+    """One member a line; what does not fit goes on below itself."""
+    margin = " " * 13
+    rows = (f"  {name:<10} {json.dumps(value)}" for name, value in members.items())
+    return "\n".join(line for row in rows for line in textwrap.wrap(row, 92, subsequent_indent=margin))
 
 
 def wait_for(probe: Callable[[], Found | None], complaint: Callable[[], str]) -> Found:

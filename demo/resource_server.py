@@ -53,4 +53,5 @@ class ResourceServer:
             claims = jwt.decode(token, key, algorithms=["ES256"], issuer=self._issuer, audience=self._audience)
         except jwt.PyJWTError as error:
             return 401, {"error": "invalid_token", "error_description": str(error)}
-        return 200, {"hello": claims["sub"], "board": claims["board"]}
+        board = claims["board"]
+        return 200, {"thanks": claims["sub"], "model": board["model"], "serial": board["serial"]}

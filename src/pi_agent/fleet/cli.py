@@ -115,7 +115,9 @@ def _add_devices(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("-o", "--output", choices=output.FORMS, default="table", help="how to print them")
     parser.add_argument("--json", dest="output", action="store_const", const="json", help="the same as -o json")
     parser.add_argument("--limit", type=int, metavar="N", help="stop after N devices")
-    parser.add_argument("--sort", default="id", metavar="FIELD", help="such as auth, or -auth for the newest first")
+    parser.add_argument(
+        "--sort", default="name", metavar="FIELD", help="such as auth, or -auth for the newest first (default name)"
+    )
     parser.set_defaults(run=_devices)
 
 
