@@ -22,6 +22,7 @@ from pi_agent.fleet import audit, folder, registry, signin
 from pi_agent.fleet.asgi import source_of
 from pi_agent.fleet.audit import Actor, Event
 from pi_agent.fleet.models import EnrollmentToken
+from pi_agent.fleet.pages.show import one_line
 from pi_agent.fleet.settings import current
 
 SAFE = ("GET", "HEAD", "OPTIONS")
@@ -104,7 +105,7 @@ def _add_action(name: str) -> None:
             name,
             body.query,
             most=body.max,
-            reason=_one_line(body.reason),
+            reason=one_line(body.reason),
             actor=_actor(request),
             now=_now(),
             dry_run=body.dry_run,
@@ -175,10 +176,6 @@ def _now() -> int:
 
 def _actor(request: HttpRequest) -> Actor:
     return Actor(request.auth, source_of(request.scope))  # type: ignore[attr-defined]  # ninja and ASGI put them there
-
-
-def _one_line(text: str) -> str:
-    return "".join(character if character.isprintable() else " " for character in text).strip()
 
 
 # Errors, as problem details.

@@ -24,6 +24,7 @@ from django.db import DatabaseError, connection, connections
 
 from pi_agent.errors import OAuthError
 from pi_agent.fleet import enrollment, grants
+from pi_agent.fleet.pages import static_files
 from pi_agent.fleet.tokens import Authority
 from pi_agent.fleet.web import MAX_BODY, NO_STORE, Answer, Request, json_answer, oauth_refusal, try_again
 
@@ -82,6 +83,8 @@ class Application:
         path, method = scope["path"], scope["method"]
         if path in self.fixed:
             return await reply(send, self.fixed[path] if method in ("GET", "HEAD") else READ_ONLY, method)
+        if path.startswith(static_files.PREFIX):
+            return await reply(send, static_files.answer(method, path, headers), method)
         if path not in self.blocking:
             return await self.django(scope, replay(body, receive), send)
         request = Request(
@@ -185,7 +188,7 @@ def replay(body: bytes, receive: Receive) -> Receive:
 
 
 async def reply(send: Send, answer: Answer, method: str, *, close: bool = False) -> None:
-    headers = {**answer.headers, "content-length": str(len(answer.body)), "x-content-type-options": "nosniff"}
+    headers = {"content-length": str(len(answer.body)), **answer.headers, "x-content-type-options": "nosniff"}
     if close:
         headers["connection"] = "close"
     await send({"type": "http.response.start", "status": answer.status, "headers": _encoded(headers.items())})

@@ -32,9 +32,10 @@ BATCH = 500
 
 @dataclass(frozen=True, slots=True)
 class Action:
-    """Something an operator does to devices: from one of ``sources`` to ``target``."""
+    """Something an operator does to devices: from one of ``sources`` to ``target``. ``past`` is its word in the audit log."""
 
     name: str
+    past: str
     sources: tuple[str, ...]
     target: str
 
@@ -42,11 +43,11 @@ class Action:
 ACTIONS = {
     action.name: action
     for action in (
-        Action("approve", ("pending", "rejected"), "approved"),
-        Action("reject", ("pending",), "rejected"),
-        Action("quarantine", ("approved",), "quarantined"),
-        Action("release", ("quarantined",), "approved"),
-        Action("revoke", ("pending", "approved", "quarantined", "rejected"), "revoked"),
+        Action("approve", "approved", ("pending", "rejected"), "approved"),
+        Action("reject", "rejected", ("pending",), "rejected"),
+        Action("quarantine", "quarantined", ("approved",), "quarantined"),
+        Action("release", "released", ("quarantined",), "approved"),
+        Action("revoke", "revoked", ("pending", "approved", "quarantined", "rejected"), "revoked"),
     )
 }
 
@@ -94,10 +95,18 @@ def get(client_id: str) -> Device:
     return device
 
 
-def count_by_status() -> dict[str, int]:
-    """How many devices there are in each status, those without any included."""
-    found = dict(Device.objects.values_list("status").annotate(Count("pk")))
+def count_by_status(text: str, *, now: int) -> dict[str, int]:
+    """How many devices of a query there are in each status, those without any included. Raises QueryError."""
+    matching = Device.objects.filter(condition(query_language.parse(text, now)))
+    found = dict(matching.order_by().values_list("status").annotate(Count("pk")))
     return {status: found.get(status, 0) for status in STATUSES}
+
+
+def narrowed(text: str, status: str) -> str:
+    """The query text for those devices of ``text`` that have a status; all of them when it is empty."""
+    if not status:
+        return text
+    return f"({text}) status:{status}" if text.strip() else f"status:{status}"
 
 
 def history(client_id: str, limit: int = RECENT_EVENTS) -> list[AuditEvent]:
@@ -143,7 +152,7 @@ def _change(
             Device.objects.filter(pk__in=[row.pk for row in batch]).update(status=action.target, status_reason=reason)
         audit.record(
             (
-                Event(f"device.{action.name}", row.client_id, detail={"from": row.status, "reason": reason})
+                Event(f"device.{action.past}", row.client_id, detail={"from": row.status, "reason": reason})
                 for row in changed
             ),
             actor=actor,

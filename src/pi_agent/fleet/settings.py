@@ -156,7 +156,6 @@ def _django(settings: Settings) -> dict[str, Any]:
         "MIDDLEWARE": [
             "django.middleware.security.SecurityMiddleware",
             "pi_agent.fleet.pages.headers.security_headers",
-            "whitenoise.middleware.WhiteNoiseMiddleware",
             "django.contrib.sessions.middleware.SessionMiddleware",
             "django.middleware.common.CommonMiddleware",
             "django.middleware.csrf.CsrfViewMiddleware",
@@ -170,8 +169,7 @@ def _django(settings: Settings) -> dict[str, Any]:
                 "OPTIONS": {"context_processors": ["django.contrib.auth.context_processors.auth"]},
             }
         ],
-        "STATIC_URL": "/static/",
-        "STATIC_ROOT": Path(__file__).parent / "pages" / "static",
+        "CSRF_FAILURE_VIEW": "pi_agent.fleet.pages.views.forbidden",
         "LOGGING_CONFIG": None,
         "USE_TZ": True,
         "APPEND_SLASH": False,

@@ -1,0 +1,49 @@
+"""Signing in and out. A sign-in link opens a page with a button, and the button spends it: whoever only previews a link
+in a mail or a chat burns nothing.
+"""
+
+from __future__ import annotations
+
+import time
+
+from django.contrib.auth import login, logout
+from django.contrib.auth.models import User
+from django.http import HttpRequest, HttpResponse
+from django.shortcuts import redirect, render
+from django.utils.http import url_has_allowed_host_and_scheme
+from django.views.decorators.http import require_POST
+
+from pi_agent.fleet import audit
+from pi_agent.fleet.asgi import source_of
+from pi_agent.fleet.audit import Actor, Event
+from pi_agent.fleet.signin import spend_link
+
+BACKEND = "django.contrib.auth.backends.ModelBackend"
+WRONG = "This link was used before, or is older than 15 minutes."
+
+
+def sign_in(request: HttpRequest, token: str = "") -> HttpResponse:
+    """The page that says how to get in; with a link, a button; and behind the button, a session."""
+    token = token or request.POST.get("code", "").strip().rpartition("/")[2]
+    if request.method != "POST":
+        return render(request, "sign_in.html", {"token": token, "next": request.GET.get("next", "")})
+    now = int(time.time())
+    operator = spend_link(token, now=now)
+    if operator is None:
+        return render(request, "sign_in.html", {"problem": WRONG}, status=400)
+    user, _ = User.objects.get_or_create(username=operator)
+    login(request, user, backend=BACKEND)
+    actor = Actor(operator, source_of(request.scope))  # type: ignore[attr-defined]  # an ASGIRequest has a scope
+    audit.record([Event("operator.sign-in")], actor=actor, now=now)
+    return redirect(_next(request))
+
+
+def _next(request: HttpRequest) -> str:
+    wanted = request.POST.get("next", "")
+    return wanted if url_has_allowed_host_and_scheme(wanted, allowed_hosts=None) else "/devices"
+
+
+@require_POST
+def sign_out(request: HttpRequest) -> HttpResponse:
+    logout(request)
+    return redirect("/sign-in")

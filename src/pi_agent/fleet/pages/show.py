@@ -1,0 +1,86 @@
+"""From a device's JSON form to what a page shows: words, and times that are relative and absolute at once."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from typing import Any
+
+from pi_agent.fleet.output import ago, memory, plain
+
+# The columns of the list, and the sort behind each heading.
+HEADINGS = (
+    ("Device", "name"),
+    ("Status", "status"),
+    ("Model", "model"),
+    ("Memory", "memory"),
+    ("Serial", "serial"),
+    ("Last token", "auth"),
+    ("Key", ""),
+)
+FACTS = (
+    ("Serial", "serial"),
+    ("Revision code", "revision"),
+    ("Circuit board", "pcb_revision"),
+    ("SoC", "soc"),
+    ("Made by", "maker"),
+    ("Agent", "agent"),
+    ("Key kept in", "key"),
+    ("Scopes", "scope"),
+)
+KEPT_IN = {"file": "a file", "firmware-otp": "the firmware's one-time memory", "tpm": "a TPM"}
+
+
+def row(device: Mapping[str, Any], now: int) -> dict[str, Any]:
+    """A device with its text made plain, and what is said about it in words."""
+    texts = {name: plain(value) for name, value in device.items() if isinstance(value, str)}
+    return {
+        **device,
+        **texts,
+        "memory": memory(device["memory_mib"]),
+        "auth": moment(device["auth"], now),
+        "seen": moment(device["seen"], now),
+        "refused": moment(device["refused"], now),
+        "created": moment(device["created"], now),
+    }
+
+
+def facts(device: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """What is known of a board, as title and text."""
+    known = dict(device) | {"key": KEPT_IN[device["key"]]}
+    return [(title, plain(str(known[name])) if known[name] else "unknown") for title, name in FACTS]
+
+
+def moment(time: str | None, now: int) -> dict[str, str] | None:
+    """A time as ``ago`` and ``utc``, or None for never."""
+    return {"ago": ago(time, now), "utc": utc(time), "iso": time} if time else None
+
+
+def utc(time: str) -> str:
+    return datetime.fromisoformat(time).astimezone(UTC).strftime("%Y-%m-%d %H:%M UTC")
+
+
+def event(entry: Mapping[str, Any], now: int) -> dict[str, Any]:
+    """An audit line for people."""
+    detail = {name: value for name, value in entry["detail"].items() if value not in ("", None, [])}
+    return {
+        "at": moment(entry["at"], now),
+        "action": entry["action"].rpartition(".")[2].replace("-", " "),
+        "refused": entry["result"] == "refused",
+        "actor": plain(entry["actor"]),
+        "source": plain(entry["source"]),
+        "detail": [(plain(name), plain(_words(value))) for name, value in detail.items()],
+    }
+
+
+def _words(value: object) -> str:
+    if isinstance(value, dict):
+        return ", ".join(f"{name} {_words(one)}" for name, one in value.items() if one is not None)
+    if isinstance(value, list):
+        return " and ".join(map(_words, value))
+    return str(value)
+
+
+def one_line(text: str) -> str:
+    """Text of a form as one printable line."""
+    return "".join(character if character.isprintable() else " " for character in text).strip()
