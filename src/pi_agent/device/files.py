@@ -53,18 +53,37 @@ def read_private(path: Path, *, limit: int = 64 * 1024) -> bytes:
         raise
     except OSError as error:
         raise _failed("open", path, error) from error
-    with os.fdopen(handle, "rb") as file:
-        found = os.fstat(handle)
-        if not stat.S_ISREG(found.st_mode):
-            raise KeyFileError(f"{path} is not a regular file", path=str(path), hint=f"ls -l {path}")
-        if found.st_uid != os.geteuid():
-            raise KeyFileError(f"{path} belongs to another user", path=str(path), hint=f"ls -l {path}")
-        if found.st_mode & 0o077 or found.st_nlink != 1:
-            raise KeyFileError(f"{path} is open to others, or linked twice", path=str(path), hint=f"chmod 600 {path}")
-        data = file.read(limit + 1)
+    try:
+        _check_private(handle, path)
+        data = os.read(handle, limit + 1)
+    except OSError as error:
+        raise _failed("read", path, error) from error
+    finally:
+        os.close(handle)
     if len(data) > limit:
         raise KeyFileError(f"{path} is longer than {limit} bytes", path=str(path))
     return data
+
+
+def _check_private(handle: int, path: Path) -> None:
+    found = os.fstat(handle)
+    if not stat.S_ISREG(found.st_mode):
+        raise KeyFileError(f"{path} is not a regular file", path=str(path), hint=f"ls -l {path}")
+    if found.st_uid != os.geteuid():
+        raise KeyFileError(f"{path} belongs to another user", path=str(path), hint=f"ls -l {path}")
+    if found.st_mode & 0o077:
+        raise KeyFileError(f"{path} is open to others", path=str(path), hint=f"chmod 600 {path}")
+    if _is_linked_elsewhere(handle, path.parent):
+        raise KeyFileError(f"{path} has a second name", path=str(path), hint=f"find / -xdev -samefile {path}")
+
+
+def _is_linked_elsewhere(handle: int, directory: Path) -> bool:
+    """Whether a file has names beyond its own and that of a ``create`` which is at work this moment, or was cut off."""
+    if os.fstat(handle).st_nlink == 1:
+        return False
+    inode = os.fstat(handle).st_ino
+    ours = sum(entry.inode() == inode for entry in os.scandir(directory) if entry.name.startswith(_TEMPORARY))
+    return os.fstat(handle).st_nlink - ours > 1  # looked at again: the other name may have gone in between
 
 
 def create(path: Path, data: bytes, *, mode: int = 0o600) -> None:
@@ -77,6 +96,19 @@ def replace(path: Path, data: bytes, *, mode: int = 0o600) -> None:
     _place(path, data, mode, replace=True)
 
 
+def remove(path: Path) -> None:
+    """Take ``path`` away, durably; it may be gone already. Raises KeyFileError."""
+    try:
+        path.unlink(missing_ok=True)
+        handle = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+    except OSError as error:
+        raise _failed("remove", path, error) from error
+
+
 def sweep(directory: Path) -> None:
     """Remove what an interrupted write left behind."""
     for leftover in directory.glob(_TEMPORARY + "*"):
@@ -85,26 +117,31 @@ def sweep(directory: Path) -> None:
 
 def _place(path: Path, data: bytes, mode: int, *, replace: bool) -> None:
     check_directory(path.parent)
-    temporary = f"{_TEMPORARY}{os.urandom(8).hex()}"
-    directory = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
     try:
+        directory = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
         try:
-            _write_new(temporary, data, mode, directory)
-            if replace:
-                os.rename(temporary, path.name, src_dir_fd=directory, dst_dir_fd=directory)
-            else:
-                os.link(temporary, path.name, src_dir_fd=directory, dst_dir_fd=directory)
-                os.unlink(temporary, dir_fd=directory)
-            os.fsync(directory)
-        except OSError:
-            _forget(temporary, directory)
-            raise
+            _place_in(directory, path.name, data, mode, replace=replace)
+        finally:
+            os.close(directory)
     except FileExistsError:
         raise
     except OSError as error:
         raise _failed("write", path, error) from error
-    finally:
-        os.close(directory)
+
+
+def _place_in(directory: int, name: str, data: bytes, mode: int, *, replace: bool) -> None:
+    temporary = f"{_TEMPORARY}{os.urandom(8).hex()}"
+    try:
+        _write_new(temporary, data, mode, directory)
+        if replace:
+            os.rename(temporary, name, src_dir_fd=directory, dst_dir_fd=directory)
+        else:
+            os.link(temporary, name, src_dir_fd=directory, dst_dir_fd=directory)
+            os.unlink(temporary, dir_fd=directory)
+        os.fsync(directory)
+    except OSError:
+        _forget(temporary, directory)
+        raise
 
 
 def _write_new(name: str, data: bytes, mode: int, directory: int) -> None:
