@@ -44,9 +44,9 @@ class Request:
 def parse(buffer: bytes) -> tuple[Request, int] | None:
     """The first request in ``buffer`` and its length, or None while it is not complete. Raises BadRequestError."""
     head, end, _ = buffer.partition(b"\r\n\r\n")
+    if len(head) + len(end) > MAX_REQUEST:
+        raise BadRequestError(431, "a request has at most 4096 bytes")
     if not end:
-        if len(buffer) > MAX_REQUEST:
-            raise BadRequestError(431, "a request has at most 4096 bytes")
         return None
     lines = head.split(b"\r\n")
     method, target, version = _request_line(lines[0])
@@ -113,7 +113,7 @@ def _escaped(character: str) -> str:
 
 def _request_line(line: bytes) -> tuple[bytes, bytes, bytes]:
     words = line.split(b" ")
-    if len(words) != 3 or words[2] not in (b"HTTP/1.1", b"HTTP/1.0") or not words[1].startswith(b"/"):
+    if len(words) != 3 or words[2] not in (b"HTTP/1.1", b"HTTP/1.0") or words[1][:1] != b"/" or not line.isascii():
         raise BadRequestError(400, "that is not an HTTP/1.1 request line")
     if words[0] != b"GET":
         raise BadRequestError(405, "the agent answers GET")
@@ -143,12 +143,18 @@ def _query(text: bytes) -> dict[str, str]:
 
 
 def _decoded(text: bytes) -> str:
-    parts = text.replace(b"+", b" ").split(b"%")
+    plain, *escaped = text.split(b"%")
     try:
-        data = parts[0] + b"".join(bytes.fromhex(part[:2].decode("ascii")) + part[2:] for part in parts[1:])
+        data = plain.replace(b"+", b" ") + b"".join(_byte(part[:2]) + part[2:].replace(b"+", b" ") for part in escaped)
         decoded = data.decode("utf-8")
     except ValueError as error:
         raise BadRequestError(400, "a parameter is not percent-encoded UTF-8") from error
-    if any(character < " " for character in decoded) or any(len(part) < 2 for part in parts[1:]):
+    if any(character < " " or character == "\x7f" for character in decoded):
         raise BadRequestError(400, "a parameter holds control characters")
     return decoded
+
+
+def _byte(digits: bytes) -> bytes:
+    if len(digits) != 2 or not digits.isalnum():  # fromhex would skip white space
+        raise ValueError("no two digits")
+    return bytes.fromhex(digits.decode("ascii"))
