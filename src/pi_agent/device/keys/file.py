@@ -56,30 +56,34 @@ class FileKey:
         return self._sign(signing_input)
 
 
-def load(state: Path, alg: str = "ES256") -> FileKey:
+def load(state: Path, alg: str = "ES256", *, name: str = NAME) -> FileKey:
     """The key in the state folder. Raises FileNotFoundError when there is none yet, KeyFileError when it cannot be used."""
-    path = state / NAME
-    pem = files.read_private(path)
+    path = state / name
+    return parse(files.read_private(path), alg, origin=str(path))
+
+
+def load_or_create(state: Path, alg: str = "ES256", *, name: str = NAME) -> FileKey:
+    """The key in the state folder, made first if there is none. Two that race agree on one key."""
+    try:
+        return load(state, alg, name=name)
+    except FileNotFoundError:
+        key = _GENERATE[alg]()
+        pem = key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
+    try:
+        files.create(state / name, pem)
+    except FileExistsError:
+        return load(state, alg, name=name)
+    return FileKey(key, alg)
+
+
+def parse(pem: bytes, alg: str, *, origin: str) -> FileKey:
+    """The key in a PEM. Raises KeyFileError, which names ``origin``."""
     try:
         return FileKey(load_pem_private_key(pem, password=None), alg)
     except (ValueError, TypeError, UnsupportedAlgorithm, MalformedTokenError):
         # No cause is chained: cryptography's words could describe the key.
         raise KeyFileError(
-            f"{path} is damaged, or not a private key for {alg}; it was left as it is",
-            path=str(path),
+            f"{origin} is damaged, or not a private key for {alg}; it was left as it is",
+            path=origin,
             hint="restore it from a backup, or enroll anew: pi-agent wipe-identity && pi-agent setup URL",
         ) from None
-
-
-def load_or_create(state: Path, alg: str = "ES256") -> FileKey:
-    """The key in the state folder, made first if there is none. Two that race agree on one key."""
-    try:
-        return load(state, alg)
-    except FileNotFoundError:
-        key = _GENERATE[alg]()
-        pem = key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
-    try:
-        files.create(state / NAME, pem)
-    except FileExistsError:
-        return load(state, alg)
-    return FileKey(key, alg)

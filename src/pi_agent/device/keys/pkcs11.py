@@ -1,0 +1,299 @@
+"""The key store ``pkcs11``: a P-256 key in a TPM or any other PKCS #11 token, named by an RFC 7512 URI.
+
+    pkcs11:token=pi-agent;object=device?module-path=/usr/lib/.../libtpm2_pkcs11.so&pin-source=file:/etc/pi-agent/pin
+
+Needs PyKCS11 (Debian: python3-pykcs11; PyPI: the extra ``pkcs11``). Rules kept here:
+
+* the PIN comes from a private file, never from the URI, and is tried once: a token counts wrong ones and locks itself;
+* a key is made inside the token, sensitive and not extractable; one that could be taken out is not called protected;
+* the token is told the SHA-256 digest (CKM_ECDSA), which every token can sign, and what it answers is checked.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import importlib
+import secrets
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote, unquote
+
+from cryptography.exceptions import InvalidSignature
+from cryptography.hazmat.primitives.asymmetric.ec import (
+    ECDSA,
+    SECP256R1,
+    EllipticCurvePublicKey,
+)
+from cryptography.hazmat.primitives.asymmetric.utils import encode_dss_signature
+from cryptography.hazmat.primitives.hashes import SHA256
+
+from pi_agent.device import files
+from pi_agent.errors import ConfigError, KeyFileError
+from pi_agent.jwk import PublicKey, public_key
+
+SCHEME = "pkcs11:"
+P256 = bytes.fromhex("06082a8648ce3d030107")  # CKA_EC_PARAMS: the curve's object identifier (RFC 5480 section 2.1.1.1)
+UNCOMPRESSED = 4
+POINT_LENGTH = 65
+PATH_ATTRIBUTES = ("token", "serial", "manufacturer", "model", "object")
+QUERY_ATTRIBUTES = ("module-path", "pin-source")
+TPM_LIBRARIES = ("tpm2-software",)  # how tpm2-pkcs11 names its maker
+INSTALL = "sudo apt install python3-pykcs11, or: pip install 'pi-agent[pkcs11]'"
+EXAMPLE = "pkcs11:token=pi-agent?module-path=/usr/lib/softhsm/libsofthsm2.so&pin-source=file:/etc/pi-agent/pin"
+
+
+@dataclass(frozen=True, slots=True)
+class Uri:
+    """Where a key is (RFC 7512). ``token``, ``serial`` and so on are empty when any will do."""
+
+    module: str
+    pin_file: str
+    token: str = ""
+    serial: str = ""
+    manufacturer: str = ""
+    model: str = ""
+    object: str = ""
+
+    def __str__(self) -> str:
+        named = ((name, getattr(self, name)) for name in PATH_ATTRIBUTES)
+        path = ";".join(f"{name}={quote(value, safe='')}" for name, value in named if value)
+        return f"{SCHEME}{path}?module-path={quote(self.module)}&pin-source=file:{quote(self.pin_file)}"
+
+
+def parse(text: str) -> Uri:
+    """The parts of an RFC 7512 URI. Raises ConfigError for any attribute that would not be obeyed."""
+    path, _, query = text.removeprefix(SCHEME).partition("?")
+    named, asked = _attributes(path, ";"), _attributes(query, "&")
+    if "pin-value" in asked or "pin-value" in named:
+        raise _wrong("the PIN must not stand in it; put it into a file of mode 0600, and name that with pin-source")
+    if unknown := (named.keys() - set(PATH_ATTRIBUTES)) | (asked.keys() - set(QUERY_ATTRIBUTES)):
+        raise _wrong(f"{', '.join(sorted(unknown))} is not understood")
+    module, pin_file = asked.get("module-path", ""), asked.get("pin-source", "").removeprefix("file:")
+    if not text.startswith(SCHEME) or not module.startswith("/") or not pin_file.startswith("/"):
+        raise _wrong("it needs module-path and pin-source, both absolute paths")
+    return Uri(module=module, pin_file=pin_file, **named)
+
+
+def _attributes(text: str, separator: str) -> dict[str, str]:
+    pairs = (part.partition("=") for part in text.split(separator) if part)
+    return {name: unquote(value) for name, _, value in pairs}
+
+
+def _wrong(why: str) -> ConfigError:
+    return ConfigError(f"the pkcs11: URI cannot be used: {why}", key="key.store", hint=f"for example {EXAMPLE}")
+
+
+@dataclass(frozen=True, slots=True)
+class TokenKey:
+    """A key in a token, in a session that is logged in. ``library`` is kept alive with it."""
+
+    protection: str
+    public: PublicKey
+    library: Any = field(repr=False)
+    session: Any = field(repr=False)
+    handle: Any = field(repr=False)
+
+    alg = "ES256"
+
+    def public_key(self) -> PublicKey:
+        return self.public
+
+    def sign(self, signing_input: bytes) -> bytes:
+        """The 64 bytes r || s, which is how a token gives them (PKCS #11 section 6.3.1). Raises KeyFileError."""
+        digest = hashlib.sha256(signing_input).digest()
+        mechanism = self.library.api.Mechanism(self.library.api.CKM_ECDSA, None)
+        signature = bytes(_call(self.library, lambda: self.session.sign(self.handle, digest, mechanism)))
+        _check(signature, signing_input, self.public)
+        return signature
+
+
+def load(text: str) -> TokenKey:
+    """The key that the URI names. Raises FileNotFoundError when the token has none by that name, else KeyFileError."""
+    return _load(_session(parse(text)), parse(text))
+
+
+def load_or_create(text: str) -> TokenKey:
+    """The key that the URI names, made inside the token first if there is none."""
+    uri = parse(text)
+    opened = _session(uri)
+    try:
+        return _load(opened, uri)
+    except FileNotFoundError:
+        _generate(opened, uri)
+        return _load(opened, uri)
+
+
+def remove(text: str) -> None:
+    """Destroy the key that the URI names, if the token has it."""
+    uri = parse(text)
+    opened = _session(uri)
+    api = opened.library.api
+    for kind in (api.CKO_PRIVATE_KEY, api.CKO_PUBLIC_KEY):
+        for handle in _call(opened.library, lambda kind=kind: _find(opened, kind, uri)):
+            _call(opened.library, lambda handle=handle: opened.session.destroyObject(handle))
+
+
+# The token.
+
+
+class _Library:
+    """A loaded module: ``api`` is PyKCS11, ``lib`` the module through it."""
+
+    def __init__(self, module: str) -> None:
+        try:
+            self.api: Any = importlib.import_module("PyKCS11")
+        except ImportError:
+            raise KeyFileError(
+                "the key is in a token, and PyKCS11 is not installed", path=module, hint=INSTALL
+            ) from None
+        self.lib = self.api.PyKCS11Lib()
+        self.module = module
+        try:
+            self.lib.load(module)
+        except self.api.PyKCS11Error:
+            raise KeyFileError(f"{module} is no PKCS #11 module", path=module, hint=f"ls -l {module}") from None
+
+
+@functools.cache  # a module is initialised once in a process; the PyKCS11 of Debian 12 does not count its users
+def _library(module: str) -> _Library:
+    return _Library(module)
+
+
+@dataclass(frozen=True, slots=True)
+class _Opened:
+    library: _Library
+    session: Any
+    slot: int
+
+
+def _session(uri: Uri) -> _Opened:
+    pin = _pin(Path(uri.pin_file))
+    library = _library(uri.module)
+    api, lib = library.api, library.lib
+    slot = _slot(library, uri)
+    flags = _call(library, lambda: lib.getTokenInfo(slot)).flags
+    if flags & (api.CKF_USER_PIN_FINAL_TRY | api.CKF_USER_PIN_LOCKED):
+        raise KeyFileError(
+            "the token's PIN was wrong too often; it is not tried again", path=uri.pin_file, hint="reset the PIN"
+        )
+    session = _call(library, lambda: lib.openSession(slot, api.CKF_SERIAL_SESSION | api.CKF_RW_SESSION))
+    try:
+        session.login(pin)
+    except api.PyKCS11Error as error:
+        if error.value != api.CKR_USER_ALREADY_LOGGED_IN:
+            raise _refused(library, error) from None
+    return _Opened(library, session, slot)
+
+
+def _pin(path: Path) -> str:
+    try:
+        return files.read_private(path, limit=256).decode("utf-8").strip()
+    except FileNotFoundError:
+        raise KeyFileError(f"the PIN file {path} is missing", path=str(path), hint=f"ls -l {path}") from None
+    except UnicodeDecodeError:
+        raise KeyFileError(f"the PIN file {path} is not text", path=str(path)) from None
+
+
+def _slot(library: _Library, uri: Uri) -> int:
+    """The slot of the token that fits the URI: exactly one must."""
+    wanted = {
+        "label": uri.token,
+        "serialNumber": uri.serial,
+        "manufacturerID": uri.manufacturer,
+        "model": uri.model,
+    }
+    found = []
+    for slot in _call(library, lambda: library.lib.getSlotList(tokenPresent=True)):
+        token = _call(library, lambda slot=slot: library.lib.getTokenInfo(slot))
+        if all(not value or getattr(token, name).strip("\0 ") == value for name, value in wanted.items()):
+            found.append(slot)
+    if len(found) != 1:
+        name = uri.token or "that the URI names"
+        count = "no token" if not found else f"{len(found)} tokens"
+        raise KeyFileError(f"there is {count} {name}", path=uri.module, hint=f"pkcs11-tool --module {uri.module} -L")
+    return int(found[0])
+
+
+def _find(opened: _Opened, kind: int, uri: Uri) -> list[Any]:
+    api = opened.library.api
+    return list(opened.session.findObjects([(api.CKA_CLASS, kind), (api.CKA_LABEL, uri.object)]))
+
+
+def _load(opened: _Opened, uri: Uri) -> TokenKey:
+    api, session = opened.library.api, opened.session
+
+    def objects() -> tuple[list[Any], list[Any]]:
+        return _find(opened, api.CKO_PRIVATE_KEY, uri), _find(opened, api.CKO_PUBLIC_KEY, uri)
+
+    private, public = _call(opened.library, objects)
+    if not private and not public:
+        raise FileNotFoundError(uri.object)
+    if len(private) != 1 or len(public) != 1:
+        raise KeyFileError(f"the token has no single key pair called {uri.object}", path=uri.module)
+    wanted = [api.CKA_EC_PARAMS, api.CKA_EC_POINT]
+    curve, point = _call(opened.library, lambda: session.getAttributeValue(public[0], wanted))
+    protection = _call(opened.library, lambda: _protection(opened, private[0]))
+    return TokenKey(protection, _public_key(curve, point, uri), opened.library, session, private[0])
+
+
+def _public_key(curve: Any, point: Any, uri: Uri) -> PublicKey:
+    """CKA_EC_POINT is an OCTET STRING around the point; some tokens leave the wrapping out."""
+    data = bytes(point or b"")
+    data = data[2:] if len(data) == POINT_LENGTH + 2 else data
+    try:
+        if bytes(curve or b"") != P256 or len(data) != POINT_LENGTH or data[0] != UNCOMPRESSED:
+            raise ValueError
+        return public_key(EllipticCurvePublicKey.from_encoded_point(SECP256R1(), data))
+    except ValueError:
+        raise KeyFileError(f"the token's key {uri.object} is not on P-256", path=uri.module) from None
+
+
+def _protection(opened: _Opened, handle: Any) -> str:
+    """Honest: a key that can be taken out, or a token that is itself software, is no better than a file."""
+    api, lib = opened.library.api, opened.library.lib
+    names = [api.CKA_SENSITIVE, api.CKA_EXTRACTABLE]
+    sensitive, extractable = opened.session.getAttributeValue(handle, names)
+    hardware = lib.getSlotInfo(opened.slot).flags & api.CKF_HW_SLOT
+    if not hardware or not sensitive or extractable:
+        return "file"
+    maker = lib.getInfo().manufacturerID.strip("\0 ").lower()
+    return "tpm" if maker.startswith(TPM_LIBRARIES) else "token"
+
+
+def _generate(opened: _Opened, uri: Uri) -> None:
+    api = opened.library.api
+    identity = [(api.CKA_TOKEN, True), (api.CKA_LABEL, uri.object), (api.CKA_ID, secrets.token_bytes(8))]
+    public = [*identity, (api.CKA_EC_PARAMS, P256), (api.CKA_VERIFY, True)]
+    private = [
+        *identity,
+        (api.CKA_PRIVATE, True),
+        (api.CKA_SENSITIVE, True),
+        (api.CKA_EXTRACTABLE, False),
+        (api.CKA_SIGN, True),
+    ]
+    mechanism = api.Mechanism(api.CKM_EC_KEY_PAIR_GEN, None)
+    _call(opened.library, lambda: opened.session.generateKeyPair(public, private, mechanism))
+
+
+def _check(signature: bytes, signed: bytes, public: PublicKey) -> None:
+    assert isinstance(public.key, EllipticCurvePublicKey)
+    r, s = int.from_bytes(signature[:32], "big"), int.from_bytes(signature[32:], "big")
+    try:
+        public.key.verify(encode_dss_signature(r, s), signed, ECDSA(SHA256()))
+    except InvalidSignature:
+        raise KeyFileError("the token's signature does not fit its own public key", path="pkcs11") from None
+
+
+def _call(library: _Library, call: Any) -> Any:
+    try:
+        return call()
+    except library.api.PyKCS11Error as error:
+        raise _refused(library, error) from None
+
+
+def _refused(library: _Library, error: Any) -> KeyFileError:
+    code = library.api.CKR.get(error.value, str(error.value))
+    hint = "put the right PIN into the file that pin-source names" if str(code).startswith("CKR_PIN") else None
+    return KeyFileError(f"the token refuses: {code}", path=library.module, hint=hint)
