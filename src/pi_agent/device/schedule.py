@@ -22,8 +22,8 @@ def first_attempt(now: float, *, phase: float, spread: float) -> float:
 
 
 def refresh_at(asked_at: float, expires_in: float, *, chance: float) -> float:
-    """Half the life, +-10 % of it, counted from before the request was sent (RA-13)."""
-    return asked_at + expires_in * (0.4 + 0.2 * chance)
+    """Half the life, +-10 % of it, counted from before the request was sent (RA-13), and never sooner than a second."""
+    return asked_at + max(SHORTEST_PAUSE, expires_in * (0.4 + 0.2 * chance))
 
 
 def retry_at(now: float, outcome: str, failures: int, *, chance: float, retry_after: float | None = None) -> float:
