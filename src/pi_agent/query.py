@@ -22,9 +22,10 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from itertools import groupby
 
-from pi_agent import catalogue
-from pi_agent.catalogue import FIELDS, Between, Field, Flag, Is, Leaf, Unknown, Word, fold, lower
+from pi_agent import catalogue, values
+from pi_agent.catalogue import EVERY_FIELD, FIELDS, Between, Field, Flag, Is, Leaf, Unknown, Word, fold, lower
 from pi_agent.errors import QueryError
+from pi_agent.lexing import MARK, Span, masked_text, tokens
 
 MAX_LENGTH = 2000
 MAX_DEPTH = 32
@@ -90,106 +91,45 @@ def negate(node: Node) -> Node:
     return node.part if isinstance(node, Not) else Not(node)
 
 
-def parse(text: str, now: int) -> Query:
-    """The query that a text asks, seen from ``now`` (epoch seconds, UTC). Raises QueryError."""
+def parse(text: str, now: int, fields: Mapping[str, Field] = FIELDS) -> Query:
+    """The query that a text asks of ``fields``, seen from ``now`` (epoch seconds, UTC). Raises QueryError.
+
+    Only a query of devices may have words without a field.
+    """
     try:
-        return _parse(text, now)
+        return _parse(text, now, fields)
     except QueryError as error:
-        error.suggestion = _working(error.suggestion, now)
+        error.suggestion = _working(error.suggestion, now, fields)
         error.hint = error.hint or (f"try {error.suggestion}" if error.suggestion else None)
         raise
 
 
-def _working(suggestion: str | None, now: int, tries: int = 4) -> str | None:
+def _working(suggestion: str | None, now: int, fields: Mapping[str, Field], tries: int = 4) -> str | None:
     """The suggestion with its own mistakes corrected too, or None if it would not work."""
     try:
-        return suggestion if suggestion and _parse(suggestion, now) else None
+        return suggestion if suggestion and _parse(suggestion, now, fields) else None
     except QueryError as error:
-        return _working(error.suggestion, now, tries - 1) if tries else None
+        return _working(error.suggestion, now, fields, tries - 1) if tries else None
 
 
-def _parse(text: str, now: int) -> Query:
+def _parse(text: str, now: int, fields: Mapping[str, Field]) -> Query:
     if len(text) > MAX_LENGTH:
         raise QueryError(f"the query is longer than {MAX_LENGTH} characters", position=MAX_LENGTH)
     for at, char in enumerate(text):
         if not char.isprintable():
             raise QueryError(f"character U+{ord(char):04X} at character {at + 1} cannot be in a query", position=at)
-    query = Query(_Parser(text, now).whole(), now)
+    query = Query(_Parser(text, now, fields).whole(), now)
     if len(str(query)) > MAX_LENGTH:
         raise QueryError(f"written out, the query is longer than {MAX_LENGTH} characters")
     return query
 
 
-# From text to tokens. First each character inside quotes moves to the private use area, where it means nothing to the
-# grammar, and the quotes become MARK. Positions stay. No query brings such characters itself: they are not printable.
-
-MARK = "\ue0ff"
-_MASK = {code: 0xE000 + code for code in range(0x80)}
-_UNMASK = {0xE000 + code: code for code in range(0x80)} | {ord(MARK): None}
-
-
-def _masked(text: str) -> tuple[str, int | None]:
-    """The masked text, and the position of a quote that is not closed. A backslash in quotes keeps ``"`` and itself."""
-    out: list[str] = []
-    opened: int | None = None
-    while len(out) < len(text):
-        at = len(out)
-        if text[at] == '"':
-            opened = at if opened is None else None
-            out.append(MARK)
-        elif opened is not None and text[at] == "\\" and text[at + 1 : at + 2] in ('"', "\\"):
-            out += (MARK, text[at + 1].translate(_MASK))
-        else:
-            out.append(text[at] if opened is None else text[at].translate(_MASK))
-    return "".join(out), opened
-
-
-@dataclass(frozen=True, slots=True)
-class _Span:
-    """A stretch of masked text and the position where it starts. ``str`` gives its text without quotes."""
-
-    start: int
-    masked: str
-
-    def __str__(self) -> str:
-        return self.masked.translate(_UNMASK)
-
-    def split(self, mark: str, most: int = -1) -> list[_Span]:
-        spans, start = [], self.start
-        for piece in self.masked.split(mark, most):
-            spans.append(_Span(start, piece))
-            start += len(piece) + 1
-        return spans
-
-    def parts(self) -> tuple[str, ...]:
-        """The pieces between wildcards."""
-        return catalogue.joined(map(str, self.split("*")))
-
-
-def _tokens(masked: str) -> list[tuple[str, _Span]]:
-    """Kind and span of each token; a kind is one of ``( ) - or and not term end``."""
-    tokens, at = [], 0
-    while at < len(masked):
-        stop = at + 1
-        while masked[at] not in " ()-" and stop < len(masked) and masked[stop] not in " ()":
-            stop += 1
-        span = _Span(at, masked[at:stop])
-        if span.masked != " ":
-            word = lower(span.masked)
-            tokens.append((word if word in ("(", ")", "-", "or", "and", "not") else "term", span))
-        at = stop
-    return [*tokens, ("end", _Span(len(masked), ""))]
-
-
-# From tokens to a tree.
-
-
 class _Parser:
     """Recursive descent over the tokens of one text. ``depth`` counts open brackets and negations."""
 
-    def __init__(self, text: str, now: int) -> None:
-        masked, opened = _masked(text)
-        self.text, self.now, self.tokens = text, now, _tokens(masked)
+    def __init__(self, text: str, now: int, fields: Mapping[str, Field]) -> None:
+        masked, opened = masked_text(text)
+        self.text, self.now, self.fields, self.tokens = text, now, fields, tokens(masked)
         self.index = self.depth = self.terms = 0
         if opened is not None:
             raise self.unclosed("quote", opened, '"')
@@ -204,11 +144,11 @@ class _Parser:
     def peek(self) -> str:
         return self.tokens[self.index][0]
 
-    def take(self) -> tuple[str, _Span]:
+    def take(self) -> tuple[str, Span]:
         self.index += 1
         return self.tokens[self.index - 1]
 
-    def error(self, what: str, span: _Span, better: str | None = None, hint: str | None = None) -> QueryError:
+    def error(self, what: str, span: Span, better: str | None = None, hint: str | None = None) -> QueryError:
         """An error at a span; ``better`` is what would have worked in its place."""
         rest = self.text[span.start + len(span.masked) :]
         suggestion = None if better is None else (self.text[: span.start] + better + rest).strip()
@@ -219,7 +159,7 @@ class _Parser:
 
     def unclosed(self, what: str, at: int, mark: str) -> QueryError:
         rest = self.text[at:]
-        return self.error(f"a {what} is not closed", _Span(at, rest), rest.rstrip() + mark, f"close it with {mark}")
+        return self.error(f"a {what} is not closed", Span(at, rest), rest.rstrip() + mark, f"close it with {mark}")
 
     def check_operands(self) -> None:
         """Every operator has something after it, and OR and AND something before."""
@@ -257,13 +197,13 @@ class _Parser:
         self.depth -= 1
         return node
 
-    def bracket(self, span: _Span) -> Node:
+    def bracket(self, span: Span) -> Node:
         node = self.alternatives()
         if self.take()[0] != ")":
             raise self.unclosed("bracket", span.start, ")")
         return node
 
-    def term(self, span: _Span) -> Node:
+    def term(self, span: Span) -> Node:
         name, *value = span.split(":", 1)
         alternatives = (value or [span])[0].split(",")
         self.terms += len(alternatives)
@@ -274,21 +214,22 @@ class _Parser:
         field = self.field(name)
         return any_of(self.value(field, one) for one in alternatives)
 
-    def field(self, span: _Span) -> Field:
+    def field(self, span: Span) -> Field:
         name = lower(str(span))
-        if name in FIELDS:
-            return FIELDS[name]
-        better = catalogue.SYNONYMS.get(name) or catalogue.nearest(name, FIELDS)
-        hint = None if better else f"put it in quotes to search for it; the fields are {', '.join(FIELDS)}"
+        if name in self.fields:
+            return self.fields[name]
+        synonym = catalogue.SYNONYMS.get(name)
+        better = synonym if synonym in self.fields else catalogue.nearest(name, self.fields)
+        hint = None if better else f"put it in quotes to search for it; the fields are {', '.join(self.fields)}"
         raise self.error(f"no field {catalogue.shown(str(span))}", span, better, hint)
 
-    def value(self, field: Field, span: _Span) -> Node:
+    def value(self, field: Field, span: Span) -> Node:
         try:
-            return catalogue.read_value(field, span.parts(), quoted=MARK in span.masked, now=self.now)
+            return values.read_value(field, span.parts(), quoted=MARK in span.masked, now=self.now)
         except QueryError as error:
             raise self.error(str(error), span, error.suggestion, error.hint) from None
 
-    def word(self, span: _Span) -> Word:
+    def word(self, span: Span) -> Word:
         parts = tuple(map(lower, span.parts()))
         if parts == ("",):
             raise self.error("there is no text to search for", span)
@@ -296,8 +237,10 @@ class _Parser:
             raise self.error(f"more than {catalogue.MAX_WILDCARDS} wildcards in one word", span)
         # memory>=1gb is a term that lacks its colon, not a word that no device has.
         name = lower(span.masked.replace(">", "<").replace("=", "<").partition("<")[0])
-        if name in FIELDS and len(name) < len(span.masked):
+        if name in self.fields and len(name) < len(span.masked):
             raise self.error(f"a colon is missing after '{name}'", span, f"{name}:{str(span)[len(name) :].lstrip('=')}")
+        if self.fields is not FIELDS:
+            raise self.error("a word needs a field here", span, hint=f"the fields are {', '.join(self.fields)}")
         return Word(("", *parts, "") if len(parts) == 1 else parts)
 
 
@@ -358,16 +301,16 @@ def _predicate(leaf: Leaf) -> tuple[str, str, str]:
         case Flag(field):
             return field, "is", str(leaf)
         case Unknown(field):
-            phrase = FIELDS[field].phrase
+            phrase = EVERY_FIELD[field].phrase
             return ("", "never", phrase) if phrase else (field, "is", "not set")
         case Between(field, low, high):
-            is_time = FIELDS[field].kind == "time"
-            return ("", *_time_words(FIELDS[field], low, high)) if is_time else (field, *_size_words(low, high))
+            is_time = EVERY_FIELD[field].kind == "time"
+            return ("", *_time_words(EVERY_FIELD[field], low, high)) if is_time else (field, *_size_words(low, high))
 
 
 def _pattern_words(field: str, parts: tuple[str, ...]) -> str:
     text = catalogue.pattern_text(parts)
-    return next((name for name in FIELDS[field].values if (fold(field, name),) == parts), text)
+    return next((name for name in EVERY_FIELD[field].values if (fold(field, name),) == parts), text)
 
 
 def _size_words(low: int | None, high: int | None) -> tuple[str, str]:
@@ -425,14 +368,14 @@ def complete(text: str, cursor: int, known: Mapping[str, Iterable[str]] | None =
 
     ``known`` adds values that the caller has seen, such as the tags in use.
     """
-    masked, _ = _masked(text[: max(cursor, 0)])
+    masked, _ = masked_text(text[: max(cursor, 0)])
     start = max(masked.rfind(mark) for mark in " ()") + 1
     start = len(masked) - len(masked[start:].lstrip("-"))
     name, colon, value = masked[start:].partition(":")
     field = FIELDS.get(lower(name))
     if colon:
         start += len(name) + 1 + value.rfind(",") + 1
-        offers = _offers(field, str(_Span(start, masked[start:])), known or {}) if field else []
+        offers = _offers(field, str(Span(start, masked[start:])), known or {}) if field else []
     else:
         offers = [(f"{field.name}:", field.help) for field in FIELDS.values() if field.name.startswith(lower(name))]
     return [Suggestion(start, len(masked), offer, what) for offer, what in offers[:MAX_SUGGESTIONS]]
