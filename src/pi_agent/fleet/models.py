@@ -29,7 +29,11 @@ if TYPE_CHECKING:  # what a field takes and gives, for the type checker alone
 
 
 class Device(models.Model):
-    """A board with an identity. ``flag`` says why an operator should look twice; ``scopes`` are separated by spaces."""
+    """A board with an identity. ``flag`` says why an operator should look twice; ``scopes`` are separated by spaces.
+
+    ``rhythm`` is how often it usually authenticates and ``rhythm_spread`` how far it strays from that, both in seconds;
+    after ``due_at`` it is late.
+    """
 
     objects: ClassVar[Manager[Device]] = Manager()
     keys: RelatedManager[DeviceKey]
@@ -64,17 +68,23 @@ class Device(models.Model):
     refused_at: MaybeSeconds = models.BigIntegerField(null=True)
     refused_reason: LongText = models.TextField(default="")
 
+    rhythm: MaybeSeconds = models.BigIntegerField(null=True)
+    rhythm_spread: MaybeSeconds = models.BigIntegerField(null=True)
+    due_at: MaybeSeconds = models.BigIntegerField(null=True)
+
     class Meta:
         constraints: ClassVar = [
             CheckConstraint(condition=Q(status__in=STATUSES), name="device_status"),
             CheckConstraint(condition=Q(key_protection__in=PROTECTIONS), name="device_key_protection"),
         ]
+        # The row id at the end is the tie-break of a page. The status makes the tabs of a query of boards cheap.
         indexes: ClassVar = [
-            Index(fields=["model_key", "memory_mib", "auth_at"], name="device_board_auth"),
+            Index(fields=["model_key", "memory_mib", "auth_at", "id", "status"], name="device_board_auth"),
             *(
-                Index(fields=[column], name=f"device_{column}")
+                Index(fields=[column, "id"], name=f"device_{column}")
                 for column in (
-                    "name_key", "memory_mib", "serial", "status", "auth_at", "seen_at", "refused_at", "created_at",
+                    "name_key", "model_key", "memory_mib", "serial", "status", "auth_at", "seen_at", "refused_at",
+                    "created_at", "due_at",
                 )
             ),
         ]  # fmt: skip
@@ -162,7 +172,11 @@ class AuditEvent(models.Model):
     digest: Text = models.CharField(max_length=64, unique=True)
 
     class Meta:
-        indexes: ClassVar = [Index(fields=["device", "id"], name="audit_device")]
+        indexes: ClassVar = [
+            Index(fields=["device", "id"], name="audit_device"),
+            Index(fields=["action", "id"], name="audit_action"),
+            Index(fields=["at", "id"], name="audit_at"),
+        ]
 
 
 class SignInLink(models.Model):
@@ -176,3 +190,89 @@ class SignInLink(models.Model):
     created_at: Seconds = models.BigIntegerField()
     expires_at: Seconds = models.BigIntegerField()
     used_at: MaybeSeconds = models.BigIntegerField(null=True)
+
+
+class Operator(models.Model):
+    """Somebody who may look at the fleet, or change it, as far as ``role`` goes."""
+
+    objects: ClassVar[Manager[Operator]] = Manager()
+
+    name: Text = models.CharField(max_length=64, unique=True)
+    role: Text = models.CharField(max_length=16)
+    created_at: Seconds = models.BigIntegerField()
+    created_by: Text = models.CharField(max_length=128)
+
+
+class OperatorToken(models.Model):
+    """A token with which a program works for an operator, at most in ``role``. ``prefix`` names it where it is listed."""
+
+    objects: ClassVar[Manager[OperatorToken]] = Manager()
+
+    prefix: Text = models.CharField(max_length=16, unique=True)
+    token_hash: Text = models.CharField(max_length=64, unique=True)
+    operator: models.ForeignKey[Operator, Operator] = models.ForeignKey(Operator, on_delete=models.CASCADE)
+    role: Text = models.CharField(max_length=16)
+    note: Text = models.CharField(max_length=64, default="")
+    created_at: Seconds = models.BigIntegerField()
+    expires_at: Seconds = models.BigIntegerField()
+    used_at: MaybeSeconds = models.BigIntegerField(null=True)
+    revoked_at: MaybeSeconds = models.BigIntegerField(null=True)
+
+
+class View(models.Model):
+    """A query with a name, and how its answer is shown: ``columns`` are separated by commas."""
+
+    objects: ClassVar[Manager[View]] = Manager()
+
+    slug: Text = models.CharField(max_length=64, unique=True)
+    query: LongText = models.TextField()
+    columns: Text = models.CharField(max_length=256, default="")
+    sort: Text = models.CharField(max_length=32, default="")
+    created_at: Seconds = models.BigIntegerField()
+    created_by: Text = models.CharField(max_length=64)
+
+
+class RememberedAnswer(models.Model):
+    """What a change was answered, so that the same request sent again is answered and not done again."""
+
+    objects: ClassVar[Manager[RememberedAnswer]] = Manager()
+
+    actor: Text = models.CharField(max_length=128)
+    key: Text = models.CharField(max_length=64)
+    request_hash: Text = models.CharField(max_length=64)
+    status: Number = models.IntegerField()
+    body: LongText = models.TextField()
+    created_at: Seconds = models.BigIntegerField()
+
+    class Meta:
+        constraints: ClassVar = [UniqueConstraint(fields=["actor", "key"], name="remembered_answer_once")]
+        indexes: ClassVar = [Index(fields=["created_at"], name="remembered_answer_age")]
+
+
+class Webhook(models.Model):
+    """An address that is told of ``events`` (separated by spaces). ``secret`` signs what is sent: the database is a secret."""
+
+    objects: ClassVar[Manager[Webhook]] = Manager()
+
+    url: Text = models.CharField(max_length=500, unique=True)
+    secret: Text = models.CharField(max_length=64)
+    events: Text = models.CharField(max_length=256)
+    created_at: Seconds = models.BigIntegerField()
+    created_by: Text = models.CharField(max_length=64)
+
+
+class Delivery(models.Model):
+    """One event on its way to one webhook. ``next_at`` is when to try (again); NULL when it is over. ``error``: the last."""
+
+    objects: ClassVar[Manager[Delivery]] = Manager()
+
+    webhook: models.ForeignKey[Webhook, Webhook] = models.ForeignKey(Webhook, on_delete=models.CASCADE)
+    body: LongText = models.TextField()
+    attempts: Number = models.IntegerField(default=0)
+    created_at: Seconds = models.BigIntegerField()
+    next_at: MaybeSeconds = models.BigIntegerField(null=True)
+    delivered_at: MaybeSeconds = models.BigIntegerField(null=True)
+    error: Text = models.CharField(max_length=200, default="")
+
+    class Meta:
+        indexes: ClassVar = [Index(fields=["next_at"], name="delivery_next")]
