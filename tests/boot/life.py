@@ -1,0 +1,284 @@
+"""The life of a package under a real systemd: installed, set up, killed, upgraded, on a read-only card, removed, purged.
+
+``steps`` gives the sentences and what makes each true, in order; a step that is not true raises AssertionError.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import time
+from collections.abc import Callable, Generator, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from board_files import OTHER_SERIAL, device_tree
+from lab import Lab, Machine
+from server import HOST, Fleet
+
+UNIT = "pi-agent.service"
+STATE, CONFIG = "/var/lib/pi-agent", "/etc/pi-agent/config.toml"
+CA = "/etc/ssl/boot-test-ca.pem"
+AT_ONCE = "\n[token]\nspread = 0\n"  # no waiting for a place among a fleet's boards
+WATCHDOG = "/run/systemd/system/pi-agent.service.d/test.conf"
+PATIENCE = 30.0
+REFRESHES = 3
+EVERYTHING = range(256)
+
+# strace -y names the file behind each descriptor: what is written elsewhere than to memory, pipes and sockets.
+WRITES = re.compile(r"\b(?:p?write(?:v|64)?|f(?:truncate|allocate))\(\d+<(/[^>]*)>")
+OPENS = re.compile(r'\b(?:open|openat|openat2)\(.*?"([^"]+)".*(?:O_CREAT|O_WRONLY|O_RDWR)')
+MAKES = re.compile(r'\b(?:creat|truncate|rename\w*|link|linkat|symlink\w*|mkdir\w*|mknod\w*|unlink\w*)\(.*?"([^"]+)"')
+MEMORY = ("/run/", "/dev/", "/proc/", "/sys/")
+
+Step = tuple[str, Callable[[], object]]
+
+
+@dataclass
+class Life:
+    """One Debian, from before the package to after it. ``old`` and ``new`` are two versions of it."""
+
+    lab: Lab
+    fleet: Fleet
+    old: Path
+    new: Path
+    home: Path
+    whole: bool = True
+
+    def prepare(self) -> None:
+        (self.lab.root / "opt/old.deb").write_bytes(self.old.read_bytes())
+        (self.lab.root / "opt/new.deb").write_bytes(self.new.read_bytes())
+        (self.lab.root / CA[1:]).write_bytes(self.fleet.ca.read_bytes())
+        (self.lab.root / "etc/hosts").write_text(f"127.0.0.1 localhost {HOST}\n")
+        device_tree(self.home / "firmware", "raspi2b")
+        device_tree(self.home / "other-firmware", "raspi2b", OTHER_SERIAL)
+
+    @property
+    def board(self) -> list[str]:
+        return [f"{self.home}/firmware:/sys/firmware"]
+
+    def steps(self) -> Generator[Step, None, None]:
+        self.prepare()
+        with self.lab.boot(binds=self.board) as machine:
+            yield from self._first_boot(machine)
+        with self.lab.boot(binds=self.board) as machine:
+            yield "cold boot: a token without anybody doing anything", lambda: self._token(machine)
+            if self.whole:
+                yield from self._accidents(machine)
+            yield from self._versions(machine)
+        if self.whole:
+            yield from self._other_cards()
+        with self.lab.boot(binds=self.board) as machine:
+            yield from self._end(machine)
+
+    def _first_boot(self, machine: Machine) -> Iterator[Step]:
+        yield "installed: enabled, inert, nothing failed", lambda: self._install(machine)
+        yield "set up: enrolled, waiting for approval", lambda: self._set_up(machine)
+        yield "approved: first token", lambda: self._restart(machine)
+        yield "status line is a sentence, and the journal has no warning", lambda: self._said(machine)
+        yield "a user of the group gets the token, another does not", lambda: self._callers(machine)
+        yield "killed outright: started again, token", lambda: self._kill(machine, "9")
+
+    def _accidents(self, machine: Machine) -> Iterator[Step]:
+        yield "steady state: nothing written to the card", lambda: self._flash(machine)
+        yield "a hung agent is ended by the watchdog, and comes back", lambda: self._watchdog(machine)
+        yield "a wrong setting stops it for good, and says which", lambda: self._wrong_setting(machine)
+
+    def _versions(self, machine: Machine) -> Iterator[Step]:
+        yield "upgraded: restarted, same identity, token", lambda: self._exchange(machine, "new")
+        yield "downgraded: the same", lambda: self._exchange(machine, "old")
+
+    def _other_cards(self) -> Iterator[Step]:
+        yield "the same card in another board is refused, and says so", self._other_board
+        yield "root read-only from the start: token", self._read_only
+        yield "/var in memory, state on a volume of its own: token", self._volatile_with_state
+        yield "/var in memory, state lost: not set up, and not restarted", self._volatile
+
+    def _end(self, machine: Machine) -> Iterator[Step]:
+        yield "removed: stopped, identity kept", lambda: self._remove(machine)
+        yield "installed again: the same identity, token", lambda: self._again(machine)
+        yield "purged with the answer no: identity kept", lambda: self._purge(machine, keep=True)
+        yield "purged with nobody to ask: nothing is left", lambda: self._purge(machine, keep=False)
+
+    # Parts of a life
+
+    def _install(self, machine: Machine) -> None:
+        machine.run("dpkg", "-i", "/opt/old.deb")
+        same(machine.run("systemctl", "is-enabled", UNIT).strip(), "enabled")
+        same(machine.show(UNIT, "ActiveState"), "inactive")
+        same(machine.show(UNIT, "ConditionResult"), "no")
+        contains(machine.run("systemctl", "--failed"), "0 loaded units")
+        contains(machine.run("ls", "/usr/lib/python3/dist-packages/pi_agent/device/__pycache__"), "pyc")
+        contains(machine.run("pi-agent", "board", "--json"), '"revision": "a21041"')
+
+    def _set_up(self, machine: Machine) -> None:
+        said = machine.run("pi-agent", "setup", self.fleet.url, "--ca-file", CA, "--name", "lab", codes=(4,))
+        contains(said, "waiting for approval")
+        machine.run("sh", "-c", f"cat >> {CONFIG}", text=AT_ONCE)
+        self.fleet.approve(self._identity(machine)["client_id"])
+
+    def _restart(self, machine: Machine) -> None:
+        machine.run("systemctl", "restart", UNIT)
+        self._token(machine)
+        owners = machine.run("stat", "-c", "%U %a %n", STATE, f"{STATE}/key.pem", "/run/pi-agent").split("\n")
+        same(owners[:3], [f"pi-agent 700 {STATE}", f"pi-agent 600 {STATE}/key.pem", "pi-agent 755 /run/pi-agent"])
+
+    def _said(self, machine: Machine) -> None:
+        contains(machine.show(UNIT, "StatusText"), "token ok, ")
+        same(machine.run("journalctl", "-u", UNIT, "-p", "warning", "-o", "cat", "-q"), "")
+        same(machine.run("systemd-analyze", "verify", "--man=no", UNIT, codes=EVERYTHING), "")
+
+    def _callers(self, machine: Machine) -> None:
+        machine.run("useradd", "-G", "pi-agent", "friend")
+        machine.run("useradd", "stranger")
+        token = machine.run("runuser", "-u", "friend", "--", "pi-agent", "token")
+        same(token.count("."), 2)
+        contains(machine.run("runuser", "-u", "stranger", "--", "pi-agent", "token", codes=(5,)), "Permission denied")
+
+    def _kill(self, machine: Machine, signal: str) -> None:
+        before = machine.show(UNIT, "MainPID")
+        machine.run("sh", "-c", f"kill -{signal} {before}")
+        self._until(lambda: machine.show(UNIT, "MainPID") not in ("0", before), "it was not started again")
+        self._token(machine)
+
+    def _flash(self, machine: Machine) -> str:
+        """Every write of the agent and its workers over some refreshes, as the system calls say."""
+        pid = machine.show(UNIT, "MainPID")
+        trace = "strace -f -y -qq -s 0 -e trace=%file,write,pwrite64,writev,ftruncate,fallocate -o /run/trace -p"
+        machine.run("systemd-run", "-q", "--unit=trace", *trace.split(), pid)
+        self._until(lambda: "TracerPid:\t0" not in machine.run("cat", f"/proc/{pid}/status"), "strace did not attach")
+        for _ in range(REFRESHES):
+            before = self._refreshes(machine)
+            self._until(lambda seen=before: self._nudged(machine, pid, seen), "no refresh")  # type: ignore[misc]
+        machine.run("systemctl", "stop", "trace")
+        lines = machine.run("cat", "/run/trace").splitlines()
+        written = card_writes(lines)
+        contains("\n".join(lines), "pi-agent/key.pem")  # or the trace has missed the workers
+        same(written, [])
+        return f"{REFRESHES} refreshes, {len(lines)} system calls, 0 files, 0 bytes"
+
+    def _refreshes(self, machine: Machine) -> int:
+        return int(json.loads(machine.run("pi-agent", "status", "--json"))["refreshes"])
+
+    def _nudged(self, machine: Machine, pid: str, before: int) -> bool:
+        machine.run("sh", "-c", f"kill -USR1 {pid}")
+        time.sleep(0.5)
+        return self._refreshes(machine) > before
+
+    def _read_only(self) -> str:
+        with self.lab.boot("--read-only", binds=self.board) as machine:
+            same(
+                machine.run("touch", "/var/lib/probe", "/etc/probe", codes=EVERYTHING).count("Read-only file system"), 2
+            )
+            return self._token(machine)
+
+    def _watchdog(self, machine: Machine) -> None:
+        machine.run("mkdir", "-p", str(Path(WATCHDOG).parent))
+        machine.run("sh", "-c", f"cat > {WATCHDOG}", text="[Service]\nWatchdogSec=12s\nRestartSec=1s\n")
+        machine.run("systemctl", "daemon-reload")
+        machine.run("systemctl", "restart", UNIT)
+        self._kill(machine, "STOP")
+        contains(machine.run("journalctl", "-u", UNIT, "-o", "cat").lower(), "watchdog")
+        machine.run("rm", WATCHDOG)
+        machine.run("systemctl", "daemon-reload")
+        machine.run("systemctl", "restart", UNIT)
+
+    def _wrong_setting(self, machine: Machine) -> str:
+        machine.run("cp", CONFIG, "/run/config.toml")
+        machine.run("sh", "-c", f"echo 'sprad = 1' >> {CONFIG}")
+        machine.run("systemctl", "restart", UNIT, codes=(1,))
+        time.sleep(6)
+        same(machine.show(UNIT, "ActiveState"), "failed")
+        same(machine.show(UNIT, "NRestarts"), "0")
+        said = machine.run("journalctl", "-u", UNIT, "-o", "cat", "-n", "8")
+        contains(said, f"{CONFIG}:")
+        machine.run("cp", "/run/config.toml", CONFIG)
+        machine.run("systemctl", "restart", UNIT)
+        self._token(machine)
+        return next(line for line in said.splitlines() if "error:" in line)
+
+    def _exchange(self, machine: Machine, version: str) -> None:
+        before, pid = self._identity(machine), machine.show(UNIT, "MainPID")
+        machine.run("dpkg", "-i", f"/opt/{version}.deb")
+        same(machine.show(UNIT, "MainPID") in ("0", pid), False)
+        self._token(machine)
+        same(self._identity(machine), before)
+
+    def _other_board(self) -> str:
+        with self.lab.boot(binds=[f"{self.home}/other-firmware:/sys/firmware"]) as machine:
+            said = machine.run("journalctl", "-u", UNIT, "-o", "cat")
+            contains(said, "this identity belongs to the board")
+            same(machine.show(UNIT, "ActiveState") == "active", False)
+            return next(line for line in said.splitlines() if "belongs" in line)
+
+    def _volatile_with_state(self) -> None:
+        state = self.home / "state"
+        state.mkdir()
+        with self.lab.boot(binds=[*self.board, f"{state}:/mnt"]) as machine:
+            machine.run("sh", "-c", f"cp -a {STATE}/. /mnt && chown pi-agent: /mnt && chmod 700 /mnt")
+        with self.lab.boot("--volatile=state", binds=[*self.board, f"{state}:{STATE}"]) as machine:
+            self._token(machine)
+            contains(machine.run("grep", " / / ro,", "/proc/self/mountinfo", codes=EVERYTHING), " / / ro,")
+
+    def _volatile(self) -> None:
+        with self.lab.boot("--volatile=state", binds=self.board) as machine:
+            said = machine.run("journalctl", "-u", UNIT, "-o", "cat")
+            contains(said, "not set up")
+            same(machine.show(UNIT, "NRestarts"), "0")
+
+    def _remove(self, machine: Machine) -> None:
+        machine.run("dpkg", "-r", "pi-agent")
+        same(machine.run("systemctl", "is-active", UNIT, codes=EVERYTHING).strip(), "inactive")
+        machine.run("test", "-e", f"{STATE}/key.pem")
+        machine.run("test", "!", "-e", "/usr/lib/systemd/system/pi-agent.service.d")
+
+    def _again(self, machine: Machine) -> None:
+        before = self._identity(machine)
+        machine.run("dpkg", "-i", "/opt/new.deb")
+        self._token(machine)
+        same(self._identity(machine), before)
+
+    def _purge(self, machine: Machine, *, keep: bool) -> None:
+        if keep:
+            answer = "pi-agent pi-agent/purge-identity boolean false\n"
+            machine.run("debconf-set-selections", text=answer)
+        machine.run("dpkg", "-P", "pi-agent", timeout=20)
+        for path in (STATE, "/etc/pi-agent"):
+            machine.run("test", *(() if keep else ("!",)), "-e", path)
+        machine.run("test", "!", "-e", "/run/pi-agent")
+        if keep:
+            machine.run("dpkg", "-i", "/opt/new.deb")
+            self._token(machine)
+
+    # What is asked again and again
+
+    def _identity(self, machine: Machine) -> dict[str, str]:
+        return dict(json.loads(machine.run("cat", f"{STATE}/identity.json")))
+
+    def _token(self, machine: Machine) -> str:
+        self._until(lambda: machine.run("pi-agent", "token", codes=EVERYTHING).count(".") == 2, "no token")
+        return f"{time.monotonic() - machine.started:.1f} s after power-on"
+
+    def _until(self, happened: Callable[[], bool], complaint: str) -> None:
+        deadline = time.monotonic() + PATIENCE
+        while not happened():
+            if time.monotonic() > deadline:
+                raise AssertionError(complaint)
+            time.sleep(0.1)
+
+
+def same(seen: object, wanted: object) -> None:
+    if seen != wanted:
+        raise AssertionError(f"{seen!r} instead of {wanted!r}")
+
+
+def contains(text: str, part: str) -> None:
+    if part not in text:
+        raise AssertionError(f"{part!r} is not in {text[-1500:]!r}")
+
+
+def card_writes(trace: list[str]) -> list[str]:
+    """The files that a trace of ``strace -f -y`` says were written, made, renamed or removed outside of memory."""
+    done = [line for line in trace if " = -1 " not in line]
+    found = [match[1] for line in done for form in (WRITES, OPENS, MAKES) if (match := form.search(line))]
+    return sorted({path for path in found if path.startswith("/") and not path.startswith(MEMORY)})
