@@ -31,7 +31,8 @@ if TYPE_CHECKING:  # what a field takes and gives, for the type checker alone
 class Device(models.Model):
     """A board with an identity. ``flag`` says why an operator should look twice; ``scopes`` are separated by spaces.
 
-    ``rhythm`` is how often it usually authenticates and ``rhythm_spread`` how far it strays from that, both in seconds;
+    ``token_until`` is when the last of its access tokens ends. ``rhythm`` is how often it usually authenticates and
+    ``rhythm_spread`` how far it strays from that, both in seconds;
     after ``due_at`` it is late.
     """
 
@@ -67,6 +68,7 @@ class Device(models.Model):
     seen_at: MaybeSeconds = models.BigIntegerField(null=True)
     refused_at: MaybeSeconds = models.BigIntegerField(null=True)
     refused_reason: LongText = models.TextField(default="")
+    token_until: MaybeSeconds = models.BigIntegerField(null=True)
 
     rhythm: MaybeSeconds = models.BigIntegerField(null=True)
     rhythm_spread: MaybeSeconds = models.BigIntegerField(null=True)
@@ -145,7 +147,10 @@ class UsedAssertion(models.Model):
 
 
 class SigningKey(models.Model):
-    """A key that signs access tokens until ``retired_at``. ``private_key`` is PKCS #8 in PEM: the database is a secret."""
+    """A key that signs access tokens from ``signs_from`` on, until a younger one does; from ``retired_at`` on it is nothing.
+
+    ``private_key`` is PKCS #8, in PEM or sealed (``signing``): unless sealed, the database is a secret.
+    """
 
     objects: ClassVar[Manager[SigningKey]] = Manager()
 
@@ -153,6 +158,7 @@ class SigningKey(models.Model):
     alg: Text = models.CharField(max_length=8)
     private_key: LongText = models.TextField()
     created_at: Seconds = models.BigIntegerField()
+    signs_from: Seconds = models.BigIntegerField(default=0)
     retired_at: MaybeSeconds = models.BigIntegerField(null=True)
 
 
@@ -276,3 +282,51 @@ class Delivery(models.Model):
 
     class Meta:
         indexes: ClassVar = [Index(fields=["next_at"], name="delivery_next")]
+
+
+class ResourceServer(models.Model):
+    """A service that devices call. With its secret it may ask about tokens for ``audience``, and no others."""
+
+    objects: ClassVar[Manager[ResourceServer]] = Manager()
+
+    client_id: Text = models.CharField(max_length=64, unique=True)
+    name: Text = models.CharField(max_length=64, unique=True)
+    audience: Text = models.CharField(max_length=256)
+    secret_hash: Text = models.CharField(max_length=64)
+    created_at: Seconds = models.BigIntegerField()
+    created_by: Text = models.CharField(max_length=128)
+
+
+class AccessRule(models.Model):
+    """The devices of ``query`` may have tokens for ``audience`` with ``scopes`` (separated by spaces)."""
+
+    objects: ClassVar[Manager[AccessRule]] = Manager()
+
+    audience: Text = models.CharField(max_length=256)
+    query: LongText = models.TextField()
+    scopes: LongText = models.TextField()
+    created_at: Seconds = models.BigIntegerField()
+    created_by: Text = models.CharField(max_length=128)
+
+
+class RevokedToken(models.Model):
+    """An access token that was revoked before its end; remembered until ``expires_at``."""
+
+    objects: ClassVar[Manager[RevokedToken]] = Manager()
+
+    jti: Text = models.CharField(max_length=64, unique=True)
+    device: Text = models.CharField(max_length=64)
+    revoked_at: Seconds = models.BigIntegerField()
+    expires_at: Seconds = models.BigIntegerField()
+
+    class Meta:
+        indexes: ClassVar = [Index(fields=["expires_at"], name="revoked_token_expires_at")]
+
+
+class SharedSecret(models.Model):
+    """What servers of one fleet must all know and nobody else: base64, sealed where the signing keys are."""
+
+    objects: ClassVar[Manager[SharedSecret]] = Manager()
+
+    name: Text = models.CharField(max_length=64, unique=True)
+    value: LongText = models.TextField()
