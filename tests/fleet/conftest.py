@@ -1,43 +1,40 @@
-"""One fleet for all tests of a run: Django can be set up once in a process. Each test begins with empty tables."""
+"""One fleet for all tests of a run, since Django can be set up once in a process. Each test begins with empty tables."""
 
 from __future__ import annotations
 
+import tempfile
 import time
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
 
 import pytest
 
 from fleet.support import ISSUER, Pi, register
 from pi_agent.fleet import folder, settings
 
-if TYPE_CHECKING:
-    from pi_agent.fleet.asgi import Application
-    from pi_agent.fleet.tokens import Authority
+_FOLDER = tempfile.TemporaryDirectory(prefix="fleet-")  # before the tests are read, since they import the models
+SETTINGS = settings.Settings(data=Path(_FOLDER.name), issuer=ISSUER, rate_limit=False, busy_timeout=0.2)
+folder.prepare(SETTINGS.data)
+settings.configure(SETTINGS)
+
+from pi_agent.fleet import models  # noqa: E402  # Django had to be set up first
+from pi_agent.fleet.asgi import Application  # noqa: E402  # the same
+from pi_agent.fleet.tokens import Authority, load_authority  # noqa: E402  # the same
 
 
 @pytest.fixture(scope="session")
-def fleet_settings(tmp_path_factory: pytest.TempPathFactory) -> settings.Settings:
-    """Settings of the fleet under test, with Django set up and the database migrated."""
-    data = tmp_path_factory.mktemp("fleet", numbered=True)
-    chosen = settings.Settings(data=data, issuer=ISSUER, rate_limit=False, busy_timeout=0.2)
-    folder.prepare(data)
-    settings.configure(chosen)
-    settings.migrate()
-    return chosen
-
-
-@pytest.fixture(scope="session")
-def authority(fleet_settings: settings.Settings) -> Authority:
-    from pi_agent.fleet.tokens import load_authority  # models exist only once Django is set up
-
-    return load_authority(fleet_settings, now=int(time.time()))
+def authority(django_db_blocker: Any) -> Iterator[Authority]:
+    """The authority over a migrated database. pytest-django guards the database when it was in time to see it."""
+    with django_db_blocker.unblock() if django_db_blocker else nullcontext():
+        settings.migrate()
+        yield load_authority(SETTINGS, now=int(time.time()))
+    _FOLDER.cleanup()
 
 
 @pytest.fixture(scope="session")
 def shared_app(authority: Authority) -> Iterator[Application]:
-    from pi_agent.fleet.asgi import Application
-
     application = Application(authority)
     yield application
     application.close()
@@ -49,25 +46,20 @@ def app(shared_app: Application) -> Application:
     from django.contrib.auth.models import User
     from django.contrib.sessions.models import Session
 
-    from pi_agent.fleet import models
-
     for model in (
         models.Device, models.EnrollmentToken, models.UsedAssertion, models.AuditEvent, models.SignInLink, User, Session,
     ):  # fmt: skip
-        model.objects.all().delete()
+        model._default_manager.all().delete()
     return shared_app
 
 
 @pytest.fixture
 def pi(app: Application) -> Pi:
     """An approved device."""
-    return approved(app)
+    return approve(app, Pi())
 
 
-def approved(app: Any, **more: Any) -> Pi:
-    from pi_agent.fleet.models import Device
-
-    pi = Pi(**more)
+def approve(app: Application, pi: Pi) -> Pi:
     assert register(app, pi).status == 201
-    Device.objects.filter(client_id=pi.client_id).update(status="approved")
+    models.Device.objects.filter(client_id=pi.client_id).update(status="approved")
     return pi

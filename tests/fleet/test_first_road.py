@@ -2,20 +2,15 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import jwt
 
 from fleet.support import ISSUER, Pi, ask, exchange, register
-
-if TYPE_CHECKING:
-    from pi_agent.fleet.asgi import Application
+from pi_agent.fleet.asgi import Application
+from pi_agent.fleet.models import Device
 
 
 def test_a_new_device_waits_and_then_gets_a_token(app: Application) -> None:
     """A device is pending until it is approved; its token is an RFC 9068 token under the published key."""
-    from pi_agent.fleet.models import Device
-
     pi = Pi()
     registered = register(app, pi)
     assert (registered.status, registered.json["status"]) == (201, "pending")

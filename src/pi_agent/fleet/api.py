@@ -11,6 +11,7 @@ import secrets
 import time
 from typing import Any
 
+from django.db import DatabaseError
 from django.http import HttpRequest, HttpResponse, JsonResponse
 from ninja import NinjaAPI, Schema
 from ninja.errors import AuthenticationError, HttpError, ValidationError
@@ -192,6 +193,11 @@ def _on_error(request: HttpRequest, error: PiAgentError) -> HttpResponse:
     status = next((status for kind, status in STATUSES if isinstance(error, kind)), 500)
     where = {"position": error.position, "suggestion": error.suggestion} if isinstance(error, QueryError) else {}
     return problem(status, str(error), hint=error.hint, **where)
+
+
+@api.exception_handler(DatabaseError)
+def _on_database(request: HttpRequest, error: DatabaseError) -> HttpResponse:
+    return problem(503, "the registry cannot be used at the moment", hint="try again in a few seconds")
 
 
 @api.exception_handler(AuthenticationError)

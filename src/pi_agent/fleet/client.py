@@ -120,6 +120,7 @@ def _over_socket(settings: Settings, method: str, path: str, body: bytes) -> tup
 
 def _in_process(settings: Settings) -> Exchange:
     """The application itself, for one command of the user who owns the folder."""
+    os.umask(0o077)
     folder.prepare(settings.data)
     try:
         from pi_agent.fleet.inprocess import application  # Django, which only a command without a server needs

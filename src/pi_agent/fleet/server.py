@@ -7,6 +7,7 @@ on their size and on connections, and on the local socket the peer's user id, wh
 from __future__ import annotations
 
 import asyncio
+import os
 import resource
 import signal
 import socket
@@ -116,6 +117,7 @@ def peer_uid(connection: Any) -> int:
 
 def serve(wanted: Settings) -> int:
     """Serve until SIGTERM (0) or SIGINT (KeyboardInterrupt). Raises ConfigError or ConflictError before it starts."""
+    os.umask(0o077)
     folder.prepare(wanted.data)
     lock = folder.take_lock(wanted.lock)  # held until the process ends
     public = listen(wanted)

@@ -117,7 +117,6 @@ def configure(settings: Settings) -> None:
     import django  # a command that only talks to a server must not pay for Django
     from django.conf import settings as django_settings  # the same
 
-    os.umask(0o077)
     # One line for every stranger's mistake would fill a disk; what is our own fault is still told, with a traceback.
     logging.getLogger("django.request").setLevel(logging.ERROR)
     logging.getLogger("django.security").setLevel(logging.CRITICAL)

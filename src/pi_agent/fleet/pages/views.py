@@ -40,9 +40,9 @@ def _devices(request: HttpRequest, query: str, status: str, problem: PiAgentErro
     context: dict[str, Any] = {"query": query, "status": status, "sort": sort, "problem": problem}
     code = 200
     try:
-        text = registry.narrowed(query, status)
-        page = registry.find(text, now=now, limit=PAGE, sort=sort, cursor=cursor)
-        context |= _listing(page, now) | {"tabs": _tabs(query, status, now), "headings": _headings(query, status, sort)}
+        tabs = _tabs(query, status, now)  # first, since what it says about the query fits what was typed
+        page = registry.find(registry.narrowed(query, status), now=now, limit=PAGE, sort=sort, cursor=cursor)
+        context |= _listing(page, now) | {"tabs": tabs, "headings": _headings(query, status, sort)}
         context |= {"first": _link(query=query, status=status, sort=sort) if cursor else ""}
         context |= {"next": _link(query=query, status=status, sort=sort, cursor=page.cursor) if page.cursor else ""}
     except PiAgentError as error:
