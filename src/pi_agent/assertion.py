@@ -1,10 +1,11 @@
 """The signed statements a device makes: written and read back in one place (RFC 7521, RFC 7523, RFC 7519).
 
-Three kinds share one verifier and differ in their ``typ`` (RFC 8725 section 3.11), so that none can be used as another:
+Four kinds share one verifier and differ in their ``typ`` (RFC 8725 section 3.11), so that none can be used as another:
 
 * the grant assertion, which buys an access token (RFC 7523 section 2.1);
 * the client assertion, which authenticates a client (RFC 7523 section 2.2, RFC 10070);
-* the enrollment proof, in which a new key speaks for itself over a nonce of the server.
+* the enrollment proof, in which a new key speaks for itself over a nonce of the server;
+* the key rotation, which the old key and the new one both sign over such a nonce, and in which ``jkt`` names the new one.
 
 ``verify`` is the second half of reading; the first is ``jws.parse`` and finding the key by ``(iss, kid)``. Time is an
 argument, in whole seconds since 1970 (NumericDate). ``now`` on the device is the corrected clock.
@@ -21,6 +22,7 @@ from pi_agent import jws
 from pi_agent.errors import InvalidAssertionError, MalformedTokenError
 from pi_agent.jwk import PublicKey
 from pi_agent.jws import JsonObject, UnverifiedToken
+from pi_agent.protection import PROTECTIONS
 
 LIFETIME = 60
 MAX_LIFETIME = 300
@@ -39,7 +41,7 @@ BOARD_CLAIMS: dict[str, type] = {
     "soc": str,
     "pcb_revision": str,
 }
-KEY_PROTECTIONS = ("file", "firmware-otp", "tpm")
+KEY_PROTECTIONS = tuple(PROTECTIONS)
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +56,7 @@ class Kind:
 GRANT = Kind("assertion", ("pi-device-grant+jwt", "JWT"))
 CLIENT = Kind("client assertion", ("client-authentication+jwt", "JWT"))
 ENROLLMENT = Kind("enrollment proof", ("pi-enrollment+jwt",))
+ROTATION = Kind("key rotation", ("pi-key-rotation+jwt",))
 
 
 @dataclass(frozen=True, slots=True)

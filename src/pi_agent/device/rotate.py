@@ -1,0 +1,150 @@
+"""Key rotation: a new key is signed in by the old one, proves itself, and retires the old one by its first use (F-04).
+
+    begin      the identity names where the next key will be     (on disk before anything else)
+    sign_in    the next key is made, and both keys sign it in    (from here on the server takes either)
+    first use  a token is asked for with the next key            (from here on the server takes only that)
+    finish     the identity names the next key as the key        (the one before stays until the next rotation)
+
+A cut between any two steps leaves an identity that says where to go on, and every step can be done again: the server
+answers the same to a key that it knows. When the server says no, or is not there, the old key goes on as if nothing had
+been. The key before is kept because a server that is restored from a backup may know no other (``sign_back_in``).
+"""
+
+from __future__ import annotations
+
+import secrets
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from pi_agent import assertion
+from pi_agent.device import identity
+from pi_agent.device.discovery import discover
+from pi_agent.device.enroll import NONCE_WANTED
+from pi_agent.device.identity import Identity
+from pi_agent.device.keys import KeyStore, stores
+from pi_agent.device.transport import Answer, Transport
+from pi_agent.errors import KeyFileError, OAuthError, PiAgentError, TransportError
+
+
+def begin(state: Path, known: Identity, location: str) -> Identity:
+    """Write down that the next key will be at ``location``. A rotation that is under way stays as it is."""
+    if known.next_key:
+        return known
+    begun = replace(known, next_key=location)
+    identity.store(state, begun)
+    return begun
+
+
+def key_to_use(state: Path, known: Identity, transport: Transport, *, loopback_http: bool, now: int) -> KeyStore:
+    """The key for the next token: the one that is being rotated in, once the server takes it, else the one in use.
+
+    ``now`` is in seconds since 1970. Raises KeyFileError when the key in use cannot be used.
+    """
+    if not known.next_key:
+        return _load(known.key, state)
+    try:
+        key = stores.load_or_create(known.next_key, state)
+        sign_in(transport, known, _load(known.key, state), key, loopback_http=loopback_http, now=now)
+    except PiAgentError:
+        return _load(known.key, state)  # it was not accepted, or not made: the next refresh tries again
+    return key
+
+
+def finish(state: Path, known: Identity, key: KeyStore) -> Identity:
+    """``key`` has been used: it is the key now, and the one before the last is gone. Raises KeyFileError."""
+    done = replace(known, key=known.next_key, kid=key.public_key().kid, next_key="", previous_key=known.key)
+    identity.store(state, done)
+    if known.previous_key:
+        stores.discard(known.previous_key, state)
+    return done
+
+
+def abandon(state: Path, known: Identity) -> Identity:
+    """Give a rotation up that nobody has used yet: the key in use stays. Raises KeyFileError."""
+    kept = replace(known, next_key="")
+    identity.store(state, kept)
+    stores.discard(known.next_key, state)
+    return kept
+
+
+def sign_back_in(state: Path, known: Identity, transport: Transport, *, loopback_http: bool, now: int) -> bool:
+    """After a refusal: have the key before the present one sign it in again, for a server that has forgotten the rotation.
+
+    True when the server took it. Harmless to a server that knows the key: it then changes nothing.
+    """
+    if not known.previous_key:
+        return False
+    try:
+        old, key = _load(known.previous_key, state), _load(known.key, state)
+        sign_in(transport, known, old, key, loopback_http=loopback_http, now=now)
+    except PiAgentError:
+        return False
+    return True
+
+
+def sign_in(
+    transport: Transport, known: Identity, old: KeyStore, key: KeyStore, *, loopback_http: bool, now: int
+) -> None:
+    """Make ``key`` known to the server as the successor of ``old``. Idempotent.
+
+    Raises OAuthError when the server refuses, TransportError when it does not answer, or cannot rotate keys at all.
+    """
+    endpoint = _endpoint(transport, known.issuer, loopback_http=loopback_http)
+    answer = _post(transport, endpoint, known, old, key, nonce=None, now=now)
+    members = answer.json_object()
+    nonce = members.get("nonce")
+    if answer.status == 400 and members.get("error") == NONCE_WANTED and isinstance(nonce, str):
+        answer = _post(transport, endpoint, known, old, key, nonce=nonce, now=now)
+        members = answer.json_object()
+    if answer.status != 200 or members.get("kid") != key.public_key().kid:
+        code, description = members.get("error"), members.get("error_description")
+        raise OAuthError(
+            str(code)[:64] if code else "unknown_error",
+            str(description)[:200] if description else f"the server answered {answer.status}",
+            status=answer.status,
+            retry_after=answer.retry_after,
+        )
+
+
+def _post(
+    transport: Transport, endpoint: str, known: Identity, old: KeyStore, key: KeyStore, *, nonce: str | None, now: int
+) -> Answer:
+    public = key.public_key()
+
+    def statement(signer: KeyStore) -> str:
+        claims = assertion.claims(
+            issuer=known.client_id,
+            audience=known.issuer,
+            now=now,
+            jti=secrets.token_urlsafe(16),
+            nonce=nonce,
+            jkt=public.kid,
+        )
+        kid = signer.public_key().kid
+        return assertion.sign(claims, kind=assertion.ROTATION, alg=signer.alg, kid=kid, sign=signer.sign)
+
+    request: dict[str, Any] = {
+        "jwks": {"keys": [public.jwk | {"alg": key.alg}]},
+        "signed_by_old": statement(old),
+        "signed_by_new": statement(key),
+    }
+    return transport.post_json(endpoint, request)
+
+
+def _endpoint(transport: Transport, issuer: str, *, loopback_http: bool) -> str:
+    url = discover(transport, issuer, loopback_http=loopback_http, which="oauth").key_rotation_endpoint
+    if not url:
+        raise TransportError(f"{issuer} cannot rotate keys", reason="rotation", hint="only a pi-fleet server can")
+    return url
+
+
+def _load(location: str, state: Path) -> KeyStore:
+    try:
+        return stores.load(location, state)
+    except FileNotFoundError:
+        raise KeyFileError(
+            f"the key at {location} is gone",
+            path=str(state),
+            hint="restore it from a backup, or enroll anew: pi-agent wipe-identity && pi-agent setup URL",
+        ) from None
