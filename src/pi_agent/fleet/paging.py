@@ -3,6 +3,9 @@
 A page ends at a place: the sort value and the row id of its last device. The next page is everything after that place.
 The cursor that names it is opaque to clients, and belongs to one query and one order: with any other it is refused.
 Devices without a sort value come last, in both directions.
+
+A page is read in up to three searches, each of which an index answers from its first row on: the rest of the devices
+that share the last sort value, those beyond it, and those that have none.
 """
 
 from __future__ import annotations
@@ -16,10 +19,10 @@ from django.db.models import F, Q, QuerySet
 
 from pi_agent.errors import MalformedTokenError, UsageError
 from pi_agent.fleet.models import Device
-from pi_agent.fleet.selection import COLUMNS
+from pi_agent.fleet.selection import COLUMNS, EVERYTHING, Opaque, opaque
 from pi_agent.jws import b64url, b64url_decode, load_json_object
 
-SORTS = ("id", "name", "model", "memory", "serial", "status", "auth", "seen", "refused", "created")
+SORTS = ("id", "name", "model", "memory", "serial", "status", "auth", "seen", "refused", "created", "late")
 MAX_CURSOR = 1024
 
 
@@ -39,24 +42,35 @@ class Place:
 
 @dataclass(frozen=True, slots=True)
 class Order:
-    """A column and a direction; the row id breaks ties."""
+    """A field and a direction; the row id breaks ties."""
 
-    column: str
+    field: str
     descending: bool
 
-    def after(self, rows: QuerySet[Device], place: Place | None) -> QuerySet[Device]:
-        column = F(self.column)
-        first = column.desc(nulls_last=True) if self.descending else column.asc(nulls_last=True)
-        ordered = rows.order_by(first, "pk")
-        return ordered.filter(self._beyond(place)) if place else ordered
+    @property
+    def column(self) -> str:
+        return COLUMNS[self.field]
 
-    def _beyond(self, place: Place) -> Q:
-        later = Q(pk__gt=place.row)
+    def page(self, rows: QuerySet[Device], place: Place | None, limit: int, *, sort: bool = False) -> list[Any]:
+        """The next ``limit`` rows. ``sort``: find all rows first and sort them, which is cheaper when they are few."""
+        key: Any = Opaque(F(self.column)) if sort else F(self.column)
+        order = (key.desc(), "-pk") if self.descending else (key.asc(), "pk")
+        found: list[Any] = []
+        for phase in self._phases(place):
+            if len(found) < limit:
+                found += rows.filter(opaque(phase) if sort else phase).order_by(*order)[: limit - len(found)]
+        return found
+
+    def _phases(self, place: Place | None) -> list[Q]:
+        unknown = Q(**{f"{self.column}__isnull": True})
+        last = [unknown] if Device._meta.get_field(self.column).null else []
+        if place is None:
+            return [~unknown, *last] if last else [EVERYTHING]
+        later = Q(pk__lt=place.row) if self.descending else Q(pk__gt=place.row)
         if place.value is None:
-            return Q(**{f"{self.column}__isnull": True}) & later
+            return [unknown & later]
         beyond = Q(**{f"{self.column}__{'lt' if self.descending else 'gt'}": place.value})
-        same = Q(**{self.column: place.value}) & later
-        return beyond | same | Q(**{f"{self.column}__isnull": True})
+        return [Q(**{self.column: place.value}) & later, beyond, *last]
 
     def place(self, device: Device, as_of: int, total: int) -> Place:
         return Place(getattr(device, self.column), device.pk, as_of, total)
@@ -69,7 +83,7 @@ def order_of(sort: str) -> Order:
         raise UsageError(
             f"cannot sort by {name!r}", hint=f"by {', '.join(SORTS)}; with a minus for the other direction"
         )
-    return Order(COLUMNS[name], sort.startswith("-"))
+    return Order(name, sort.startswith("-"))
 
 
 def resume(cursor: str, query: str, sort: str) -> Place:

@@ -33,6 +33,7 @@ COLUMNS = {
     "seen": "seen_at",
     "refused": "refused_at",
     "created": "created_at",
+    "late": "due_at",
     "key": "key_protection",
     "agent": "agent_version",
     "id": "client_id",
@@ -64,21 +65,42 @@ class Like(Func):
     output_field = BooleanField()
 
 
+class Opaque(Func):
+    """An expression that SQLite finds no index for, so that the other terms beside it choose one (unary plus does that)."""
+
+    template = "(%(expressions)s)"
+
+    def as_sqlite(self, compiler: Any, connection: Any, **context: Any) -> Any:
+        return self.as_sql(compiler, connection, template="+(%(expressions)s)", **context)
+
+
+def opaque(condition: Q) -> Q:
+    """The same condition, but no index is chosen for it."""
+    return Q(Opaque(condition, output_field=BooleanField()))
+
+
 def condition(query: Query) -> Q:
     """The devices that a query asks for."""
-    return _node(query.root)
+    return _node(query.root, query.now)
 
 
-def _node(node: Node) -> Q:
+def bounds(query: Query, field: str) -> Q:
+    """What a query demands of one field at least, in all cases; everything, when it depends on others."""
+    parts = query.root.parts if isinstance(query.root, And) else (query.root,)
+    own = [_node(part, query.now) for part in parts if isinstance(part, Is | Between) and part.field == field]
+    return reduce(and_, own, EVERYTHING)
+
+
+def _node(node: Node, now: int) -> Q:
     match node:
         case And(parts):
-            return reduce(and_, map(_node, parts), EVERYTHING)
+            return reduce(and_, (_node(part, now) for part in parts), EVERYTHING)
         case Or(parts):
-            return reduce(or_, map(_node, parts), NOTHING)
+            return reduce(or_, (_node(part, now) for part in parts), NOTHING)
         case Word():
-            return reduce(or_, map(_node, node.alternatives()), NOTHING)
+            return reduce(or_, (_node(test, now) for test in node.alternatives()), NOTHING)
         case Not(part):
-            return ~_node(part)
+            return ~_node(part, now)
         case Is("tag", parts):
             return Q(Exists(_tags().filter(_fits(F("tag_key"), parts))))
         case Unknown("tag"):
@@ -88,6 +110,8 @@ def _node(node: Node) -> Q:
             return _known(field) & _fits(AsciiLower(column) if field in FOLDED_HERE else column, parts)
         case Between(field, low, high):
             return _known(field) & _between(COLUMNS[field], low, high)
+        case Flag("late", value):
+            return _known("late") & (Q(due_at__lt=now) if value else Q(due_at__gte=now))
         case Flag(field, value):
             return _known(field) & Q(**{COLUMNS[field]: value})
         case Unknown(field):
@@ -103,6 +127,8 @@ def _known(field: str) -> Q:
 
 
 def _between(column: str, low: int | None, high: int | None) -> Q:
+    if low is not None and high == low + 1:
+        return Q(**{column: low})
     at_least = Q(**{f"{column}__gte": low}) if low is not None else EVERYTHING
     return at_least & (Q(**{f"{column}__lt": high}) if high is not None else EVERYTHING)
 
