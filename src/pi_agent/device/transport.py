@@ -16,21 +16,23 @@ import io
 import json
 import logging
 import os
+import socket
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
 from http.cookiejar import DefaultCookiePolicy
+from pathlib import Path
 from typing import Any, TypeVar
 
 import requests
 import urllib3
-from oauthlib.oauth2 import OAuth2Token, ServiceApplicationClient
+from oauthlib.oauth2 import InsecureTransportError, OAuth2Token, ServiceApplicationClient
 from requests.adapters import HTTPAdapter
 from requests_oauthlib import OAuth2Session
 
 from pi_agent import oauth
-from pi_agent.errors import PiAgentError, TransportError
+from pi_agent.errors import ConfigError, PiAgentError, TransportError
 
 DEADLINE = 30.0
 SOCKET_TIMEOUT = 10.0
@@ -135,6 +137,8 @@ class Transport:
         return _answer(response)
 
     def _harden(self, session: _Session) -> _Session:
+        if isinstance(self._verify, str) and not Path(self._verify).is_file():
+            raise ConfigError(f"server.ca_file names no file: {self._verify}", key="server.ca_file")
         session.trust_env = False
         session.max_redirects = 0
         session.cookies.set_policy(DefaultCookiePolicy(allowed_domains=[]))
@@ -250,8 +254,14 @@ def _translated(request: Callable[[], _Result]) -> _Result:
             hint="look at the clock (date), the name in server.issuer, and server.ca_file",
         ) from None
     except requests.exceptions.ProxyError as error:
-        raise TransportError("the proxy does not answer: " + _cause(error), reason="proxy") from None
-    except requests.exceptions.Timeout:
+        raise TransportError("the proxy refuses: " + _printable(str(_innermost(error))), reason="proxy") from None
+    except (requests.exceptions.InvalidSchema, InsecureTransportError):
+        raise TransportError(
+            "one of the addresses cannot be used: a server is reached by https, a proxy by http or https",
+            reason="address",
+            hint="look at server.issuer and server.proxy; plain http to this machine needs server.loopback_http",
+        ) from None
+    except (requests.exceptions.Timeout, urllib3.exceptions.TimeoutError):
         raise TransportError(f"no answer within {SOCKET_TIMEOUT:g} s", reason="timeout") from None
     except requests.exceptions.ConnectionError as error:
         raise _unreachable(error) from None
@@ -260,24 +270,33 @@ def _translated(request: Callable[[], _Result]) -> _Result:
 
 
 def _unreachable(error: Exception) -> TransportError:
-    text = repr(error)
-    if "NameResolution" in text or "Name or service" in text or "name resolution" in text:
+    inner = _innermost(error)
+    if isinstance(inner, socket.gaierror):
         return TransportError(
             "the server's name is not known to DNS", reason="dns", hint="resolvectl status; ping the name"
         )
-    if "refused" in text:
+    if isinstance(inner, ConnectionRefusedError):
         return TransportError("nothing listens at the server's address (connection refused)", reason="refused")
     return TransportError("the server cannot be reached: " + _cause(error), reason="unreachable")
 
 
 def _cause(error: BaseException) -> str:
-    """The innermost reason, without the URL and objects that the libraries wrap around it."""
+    """What the system or TLS gives as the reason. Of any other error only its kind: its text may quote the answer (G-01)."""
+    inner = _innermost(error)
+    return _printable(inner.strerror if isinstance(inner, OSError) and inner.strerror else type(inner).__name__)
+
+
+def _innermost(error: BaseException) -> BaseException:
+    """The error itself, out of those that the libraries have wrapped around it."""
     inner: BaseException = error
     while (deeper := inner.__cause__ or inner.__context__ or getattr(inner, "reason", None)) and isinstance(
         deeper, BaseException
     ):
         inner = deeper
-    text = inner.strerror if isinstance(inner, OSError) and inner.strerror else str(inner)
+    return inner
+
+
+def _printable(text: str) -> str:
     return "".join(character if character.isprintable() else "?" for character in text)[:160]
 
 
