@@ -15,6 +15,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
+from pi_agent import protection
 from pi_agent.revision import MANUFACTURERS, MODELS_500, OLD_STYLE, PROCESSORS, TYPES
 
 TYPE_CHECKING = False  # type checkers take it for true; the module typing would cost a command line milliseconds
@@ -131,7 +132,7 @@ MODELS = {**dict(TYPES.values()), **dict(MODELS_500.values())}
 SOCS = tuple(PROCESSORS.values())
 MAKERS = tuple(dict.fromkeys((*MANUFACTURERS.values(), *(maker for *_, maker in OLD_STYLE.values()))))
 STATUSES = ("pending", "approved", "quarantined", "revoked", "rejected")
-PROTECTIONS = ("file", "firmware-otp", "tpm")
+PROTECTIONS = tuple(protection.PROTECTIONS)
 SIZES = ("256mb", "512mb", "1gb", "2gb", "4gb", "8gb", "16gb", ">=1gb", "512mb..2gb")
 TIMES = ("1h", "1d", "7d", "30d", "older:1d", "older:30d", "never")
 FLAGS = ("true", "false")

@@ -34,6 +34,10 @@ class Device(models.Model):
     ``token_until`` is when the last of its access tokens ends. ``rhythm`` is how often it usually authenticates and
     ``rhythm_spread`` how far it strays from that, both in seconds;
     after ``due_at`` it is late.
+
+    ``boot`` names the boot it last spoke from, ``boot_first_at`` when that boot was first heard of, ``boot_source`` from
+    where it speaks. ``clone_at`` is when it was last seen in two places (``clones``), ``rotation_at`` when an operator
+    asked it for a new key.
     """
 
     objects: ClassVar[Manager[Device]] = Manager()
@@ -74,6 +78,12 @@ class Device(models.Model):
     rhythm_spread: MaybeSeconds = models.BigIntegerField(null=True)
     due_at: MaybeSeconds = models.BigIntegerField(null=True)
 
+    boot: MaybeText = models.CharField(max_length=43, null=True)
+    boot_first_at: MaybeSeconds = models.BigIntegerField(null=True)
+    boot_source: Text = models.CharField(max_length=64, default="")
+    clone_at: MaybeSeconds = models.BigIntegerField(null=True)
+    rotation_at: MaybeSeconds = models.BigIntegerField(null=True)
+
     class Meta:
         constraints: ClassVar = [
             CheckConstraint(condition=Q(status__in=STATUSES), name="device_status"),
@@ -106,8 +116,28 @@ class DeviceTag(models.Model):
         indexes: ClassVar = [Index(fields=["tag_key", "device"], name="device_tag_key")]
 
 
+class DeviceBoot(models.Model):
+    """A boot that a device spoke from before the present one. It never returns, unless there are two of the device."""
+
+    objects: ClassVar[Manager[DeviceBoot]] = Manager()
+
+    device: models.ForeignKey[Device, Device] = models.ForeignKey(Device, on_delete=models.CASCADE, related_name="boots")
+    boot: Text = models.CharField(max_length=43)
+    first_at: Seconds = models.BigIntegerField()
+    last_at: Seconds = models.BigIntegerField()
+    source: Text = models.CharField(max_length=64)
+
+    class Meta:
+        constraints: ClassVar = [UniqueConstraint(fields=["device", "boot"], name="device_boot_once")]
+        indexes: ClassVar = [Index(fields=["device", "last_at"], name="device_boot_last_at")]
+
+
 class DeviceKey(models.Model):
-    """A public key that speaks for a device until ``retired_at``. ``kid`` is its RFC 7638 thumbprint, ``jwk`` JSON text."""
+    """A public key that speaks for a device until ``retired_at``. ``kid`` is its RFC 7638 thumbprint, ``jwk`` JSON text.
+
+    ``pending_until`` is the end of the overlap for a key that was signed in by rotation and has not been used yet; its
+    first use makes it the only one (``rotation``).
+    """
 
     objects: ClassVar[Manager[DeviceKey]] = Manager()
 
@@ -117,6 +147,28 @@ class DeviceKey(models.Model):
     jwk: LongText = models.TextField()
     created_at: Seconds = models.BigIntegerField()
     retired_at: MaybeSeconds = models.BigIntegerField(null=True)
+    pending_until: MaybeSeconds = models.BigIntegerField(null=True)
+
+
+class Preauthorisation(models.Model):
+    """A board (``serial``) or a key (``kid``) that an operator approved before it enrolled; good for one device."""
+
+    objects: ClassVar[Manager[Preauthorisation]] = Manager()
+
+    serial: MaybeText = models.CharField(max_length=64, null=True)
+    kid: MaybeText = models.CharField(max_length=43, null=True)
+    name: Text = models.CharField(max_length=64, default="")
+    created_at: Seconds = models.BigIntegerField()
+    created_by: Text = models.CharField(max_length=128)
+    expires_at: Seconds = models.BigIntegerField()
+    used_at: MaybeSeconds = models.BigIntegerField(null=True)
+    device: Text = models.CharField(max_length=64, default="")
+
+    class Meta:
+        constraints: ClassVar = [
+            UniqueConstraint(fields=["serial"], condition=Q(used_at=None), name="preauthorised_serial_once"),
+            UniqueConstraint(fields=["kid"], condition=Q(used_at=None), name="preauthorised_kid_once"),
+        ]
 
 
 class EnrollmentToken(models.Model):
