@@ -9,11 +9,14 @@ from __future__ import annotations
 
 import json
 import re
-from urllib.parse import urlencode
+from base64 import b64encode
+from collections.abc import Mapping
+from urllib.parse import quote_plus, urlencode
 
 from pi_agent.errors import OAuthError, TransportError
 
 JWT_BEARER = "urn:ietf:params:oauth:grant-type:jwt-bearer"
+CLIENT_CREDENTIALS, REFRESH_TOKEN = "client_credentials", "refresh_token"
 CLIENT_ASSERTION_TYPE = "urn:ietf:params:oauth:client-assertion-type:jwt-bearer"
 
 MAX_TOKEN_LENGTH = 8 * 1024
@@ -21,18 +24,23 @@ MAX_LIFE = 24 * 3600
 
 _B64TOKEN = re.compile(r"[A-Za-z0-9._~+/-]+=*")  # RFC 6750 section 2.1
 _NQSCHAR = frozenset(map(chr, range(0x20, 0x7F))) - {'"', "\\"}  # RFC 6749 appendix A: descriptions and scopes
+_VSCHAR = frozenset(map(chr, range(0x21, 0x7F)))
 _PERHAPS_A_TOKEN = re.compile(r"[A-Za-z0-9._~+/=-]{64,}")  # servers do say "bad assertion eyJ..."
 
 
 class Token:
-    """An access token as it was received: ``access_token``, ``scope`` (space-separated, may be empty), ``expires_in`` seconds."""
+    """An access token as it was received: ``access_token``, ``scope`` (space-separated, may be empty), ``expires_in`` seconds.
 
-    __slots__ = ("access_token", "expires_in", "scope")
+    ``refresh_token`` is "" where the server gave none (our own never does, RFC 7521 section 4.1).
+    """
 
-    def __init__(self, access_token: str, *, expires_in: int, scope: str = "") -> None:
+    __slots__ = ("access_token", "expires_in", "refresh_token", "scope")
+
+    def __init__(self, access_token: str, *, expires_in: int, scope: str = "", refresh_token: str = "") -> None:
         self.access_token = access_token
         self.expires_in = expires_in
         self.scope = scope
+        self.refresh_token = refresh_token
 
     def __repr__(self) -> str:  # a token must not reach a log through a traceback
         return f"Token(expires_in={self.expires_in}, scope={self.scope!r})"
@@ -40,8 +48,17 @@ class Token:
 
 def grant_form(assertion: str, *, scope: str = "", resource: str = "") -> str:
     """The body of a JWT-bearer token request (RFC 7523 section 2.1; ``resource``: RFC 8707)."""
-    fields = {"grant_type": JWT_BEARER, "assertion": assertion, "scope": scope, "resource": resource}
+    return form({"grant_type": JWT_BEARER, "assertion": assertion, "scope": scope, "resource": resource})
+
+
+def form(fields: Mapping[str, str]) -> str:
+    """``fields`` as the body of a request to a token or revocation endpoint; an empty one is left out (RFC 6749 3.2)."""
     return urlencode({name: value for name, value in fields.items() if value})
+
+
+def basic_credentials(client_id: str, secret: str) -> str:
+    """The Authorization header's value for ``client_secret_basic`` (RFC 6749 section 2.3.1: form-encoded, then base64)."""
+    return "Basic " + b64encode(f"{quote_plus(client_id)}:{quote_plus(secret)}".encode("ascii")).decode("ascii")
 
 
 def token_answer(token: Token) -> dict[str, object]:
@@ -85,7 +102,10 @@ def read_answer(
         raise _unusable("its scope is not a list of scopes")
     if scope and not set(granted.split()) <= set(scope.split()):
         raise _unusable("its scope is wider than what was asked for")
-    return Token(text, expires_in=min(life, MAX_LIFE), scope=granted)
+    renewal = members.get("refresh_token", "")
+    if not isinstance(renewal, str) or len(renewal) > MAX_TOKEN_LENGTH or not _VSCHAR.issuperset(renewal):
+        renewal = ""  # there is another way to the next token
+    return Token(text, expires_in=min(life, MAX_LIFE), scope=granted, refresh_token=renewal)
 
 
 def refusal(status: int, members: dict[str, object], retry_after: int | None) -> OAuthError | TransportError:

@@ -10,20 +10,23 @@ from __future__ import annotations
 import _signal  # type: ignore[import-not-found]  # no stubs for it, but `signal` would bring enum and 0.7 MB
 import os
 import select
-import sys
 import time
 
-from pi_agent.device import frames, schedule
+from pi_agent.device import allow, api, children, clock, frames, metrics, network, outlets, schedule
 from pi_agent.device.doors import Doors
-from pi_agent.device.local import Request, answer, problem, write_json
+from pi_agent.device.journal import INFO, WARNING, Journal
 from pi_agent.device.systemd import notify
+from pi_agent.device.tokens import DEMAND_PAUSE, NEVER, Slot, Tokens
 
 WORKER_DEADLINE = 40.0  # the worker ends its own attempt after 30
 LONGEST_NAP = 10.0  # a suspended board wakes up in the middle of a nap, and boot time has gone on
-MIN_VALID = 60
-HOUR = 3600.0
+CLOCK_NAP = 1.0  # while the clock is the trouble, a step is noticed within this
+HEARTBEAT = 5.0
+UNSENT = ("board_document", "allow", "flags", "warnings")  # what a worker has no use for
 
-TOKEN, BOARD, STATUS = "/v1/token", "/v1/board", "/v1/status"
+TYPE_CHECKING = False  # typing.TYPE_CHECKING without importing typing
+if TYPE_CHECKING:
+    from pi_agent.device.local import Request
 
 
 def main(settings_fd: int) -> None:
@@ -38,243 +41,325 @@ def boot_seconds() -> float:
     return time.clock_gettime(time.CLOCK_BOOTTIME)
 
 
+def chance() -> float:
+    return int.from_bytes(os.urandom(4), "big") / 2**32
+
+
 class Agent:
-    """``settings`` are the fields that ``commands/run.py`` packs."""
+    """``settings`` are the fields that ``preparation.py`` packs."""
 
     def __init__(self, settings: dict[str, str]) -> None:
-        self._settings = settings
-        self._poll = select.epoll()
-        self._doors = Doors(settings["runtime"], self._poll, self._respond)
-        self._worker: Worker | None = None
-        self._running = True
         now = boot_seconds()
-        self._next = schedule.first_attempt(now, phase=float(settings["phase"]), spread=float(settings["spread"]))
-        self._head = self._tail = ""
-        self._expires = self._asked = 0.0
-        self._attempts = self._refreshes = self._failures = 0
-        self._outcome = "starting"
-        self._failure: dict[str, str] = {}
-        self._logged = ("", 0.0)
+        self.settings = settings
+        self.uid = os.geteuid()
+        self.rules = allow.unpack(settings["allow"])
+        spread = schedule.spread_at_start(now, float(settings["spread"]))
+        first = schedule.first_attempt(now, phase=float(settings["phase"]), spread=spread)
+        self.tokens = Tokens(settings["resource"], settings["scope"], first)
+        self.attempts = self.refreshes = self.clock_steps = 0
+        self.failures: dict[str, int] = {}
+        self._refreshed = 0.0
+        self._poll = select.epoll()
+        self._gid = int(settings["socket_gid"]) if settings["socket_gid"] else None
+        self._doors = Doors(settings["runtime"], self._poll, self._respond, gid=self._gid)
+        self._outlets = outlets.Outlets(settings, self._gid)
+        self._journal = Journal()
+        self._children: dict[int, children.Child] = {}
+        self._in_flight: Slot | None = None
+        self._anchor: float | None = None
+        self._watch = clock.Watch(time.time(), now)
+        self._beat = 0.0
+        self._signed_out = ""
+        self._signing_out = False
+        self._running = True
 
     def run(self) -> None:
         signals = self._catch_signals()
-        self._say(f"listening on {self._settings['runtime']}/agent.sock")
-        notify("READY=1", "STATUS=" + self._sentence(boot_seconds()))
+        route = network.listen()
+        if route:
+            self._poll.register(route.fileno(), select.EPOLLIN)
+        self._journal.say(f"listening on {self.settings['runtime']}/agent.sock")
+        for warning in self.warnings(boot_seconds()):
+            self._journal.say(warning, level=WARNING)
+        notify("READY=1", "STATUS=" + self.sentence(boot_seconds(), self.tokens.default))
         while self._running:
-            now = boot_seconds()
-            for handle, events in self._poll.poll(self._nap(now)):
+            for handle, events in self._poll.poll(self._nap(boot_seconds())):
                 if handle == signals:
                     self._on_signals(os.read(signals, 64))
-                elif self._worker and handle == self._worker.output:
-                    self._on_worker()
+                elif handle in self._children:
+                    self._on_child(handle)
+                elif route and handle == route.fileno():
+                    if network.came_up(route):
+                        self._try_failed(boot_seconds())
                 else:
                     self._doors.on_event(handle, events, boot_seconds())
             self._on_time(boot_seconds())
+        self._stop()
+
+    def _stop(self) -> None:
         notify("STOPPING=1")
-        if self._worker:
-            self._worker.end()
+        for child in self._children.values():
+            child.end()
+        self._outlets.remove()
         self._doors.close()
 
     def _nap(self, now: float) -> float:
-        until = min(self._next if not self._worker else self._worker.deadline, now + LONGEST_NAP)
+        longest = CLOCK_NAP if self.clock_problem(now) else LONGEST_NAP
+        until = min([now + longest, *(child.deadline for child in self._children.values())])
+        if not self._in_flight:
+            until = min(until, self.tokens.next_attempt())
         return max(0.0, min(until - now, self._doors.nap(now)))
 
     def _on_time(self, now: float) -> None:
-        notify("WATCHDOG=1")
+        if now - self._beat >= HEARTBEAT:
+            self._beat = now
+            notify("WATCHDOG=1")
+            self.tokens.sweep(now)
+            children.reap()
+        self._outlets.sweep(self.tokens.default, now)
+        self._notice_clock(now)
         self._doors.sweep(now)
-        if self._worker and now >= self._worker.deadline:
-            self._worker.end()
-            self._finish({"outcome": "failed", "reason": "timeout", "message": "the worker did not end in time"}, now)
-        if not self._worker and now >= self._next:
-            self._start(now)
+        for handle in [handle for handle, child in self._children.items() if now >= child.deadline]:
+            self._end(handle, now, "timeout", "the worker did not end in time")
+        if not self._in_flight and (slot := self.tokens.due(now)):
+            self._start(slot, now)
 
-    def _start(self, now: float) -> None:
-        self._attempts += 1
-        self._asked = now
-        try:
-            self._worker = Worker(self._settings, now + WORKER_DEADLINE)
-        except OSError as error:  # no process, memory or descriptor to be had: as good as a failed attempt
-            self._finish({"outcome": "failed", "reason": "resources", "message": f"no worker: {error.strerror}"}, now)
-            return
-        self._poll.register(self._worker.output, select.EPOLLIN)
-
-    def _on_worker(self) -> None:
-        assert self._worker is not None
-        if self._worker.read():
-            return
-        self._worker.end()
-        try:
-            fields = frames.unpack(bytes(self._worker.received))
-            fields["outcome"]
-        except (ValueError, KeyError):
-            fields = {"outcome": "failed", "reason": "worker", "message": "the worker broke off"}
-        self._finish(fields, boot_seconds())
-
-    def _finish(self, fields: dict[str, str], now: float) -> None:
-        self._worker = None
-        self._outcome = fields["outcome"]
-        chance = int.from_bytes(os.urandom(4), "big") / 2**32
-        if self._outcome == "token":
-            self._keep(fields, chance)
+    def _notice_clock(self, now: float) -> None:
+        step = self._watch.step(time.time(), now)
+        if step:
+            self.clock_steps += 1
+            self._journal.say(f"the clock was set {'forward' if step > 0 else 'back'} by {clock.length(abs(step))}")
+            self._try_failed(now)
+        if problem := self.clock_problem(now):
+            self._journal.report("clock", problem.partition(";")[0][:24], problem, now, level=WARNING)
         else:
-            self._failures += 1
-            self._failure = fields
-            retry_after = float(fields["retry_after"]) if fields.get("retry_after", "").isdigit() else None
-            self._next = schedule.retry_at(now, self._outcome, self._failures, chance=chance, retry_after=retry_after)
-        self._log(now)
-        notify("STATUS=" + self._sentence(now))
+            self._journal.forget("clock")
 
-    def _keep(self, fields: dict[str, str], chance: float) -> None:
-        self._head, self._tail = fields["head"], fields["tail"]
-        self._expires = self._asked + int(fields["expires_in"])
-        self._next = schedule.refresh_at(self._asked, int(fields["expires_in"]), chance=chance)
-        self._refreshes += 1
-        self._failures = 0
-        self._failure = {}
+    # Attempts
 
-    # What a caller gets
+    def _start(self, slot: Slot, now: float) -> None:
+        self.attempts += 1
+        slot.asked = now
+        request = {
+            "action": "token",
+            "audience": slot.audience,
+            "scope": slot.scope,
+            "refresh_token": slot.refresh_token,
+        }
+        self._in_flight = slot
+        try:
+            self._spawn("pi_agent.device.worker", request, now, slot)
+        except OSError as error:  # no process, memory or descriptor to be had: as good as a failed attempt
+            reason = {"outcome": "failed", "reason": "resources", "message": f"no worker: {error.strerror}"}
+            self._finish(slot, reason, now)
 
-    def _respond(self, request: Request, uid: int) -> bytes:
-        now = boot_seconds()
-        if request.path == TOKEN:
-            return self._respond_token(request, now)
-        if request.path == STATUS:
-            return answer(200, self._status(now), keep_alive=request.keep_alive)
-        if request.path == BOARD:
-            return answer(200, self._settings["board_document"].encode(), keep_alive=request.keep_alive)
-        body = problem(404, f"the agent answers {TOKEN}, {BOARD} and {STATUS}")
-        return answer(404, body, keep_alive=request.keep_alive, content_type="application/problem+json")
+    def _spawn(self, module: str, request: dict[str, str], now: float, purpose: object) -> None:
+        fields = {name: value for name, value in self.settings.items() if name not in UNSENT} | request
+        fields["anchor"] = "" if self._anchor is None else repr(self._anchor)
+        command = children.python(self.settings, module)
+        self._adopt(children.Child(command, now + WORKER_DEADLINE, purpose, said=frames.pack(fields)))
 
-    def _respond_token(self, request: Request, now: float) -> bytes:
-        wanted = request.query.get("min_valid", str(MIN_VALID))
-        if not wanted.isascii() or not wanted.isdigit() or len(wanted) > 6:
-            return self._refuse(request, 400, "min_valid is a whole number of seconds")
-        for name, setting in (("audience", "resource"), ("scope", "scope")):
-            if request.query.get(name, self._settings[setting]) != self._settings[setting]:
-                return self._refuse(request, 403, f"this agent fetches no token for another {name}")
-        left = int(self._expires - now)
-        if left > 0 and left >= int(wanted):
-            body = (self._head + str(left) + self._tail).encode()
-            return answer(200, body, keep_alive=request.keep_alive)
-        if not self._failure:
-            self._next = min(self._next, max(now, self._asked + schedule.SHORTEST_PAUSE))
-        status = 403 if self._outcome in (schedule.REFUSED, schedule.PENDING) else 503
-        return self._refuse(request, status, self._sentence(now), retry_after=max(1, int(self._next - now) + 1))
+    def _adopt(self, child: children.Child) -> None:
+        self._children[child.output] = child
+        self._poll.register(child.output, select.EPOLLIN)
 
-    def _refuse(self, request: Request, status: int, detail: str, *, retry_after: int | None = None) -> bytes:
-        body = problem(status, detail, hint=self._failure.get("hint", ""), reason=self._failure.get("reason", ""))
-        return answer(
-            status,
-            body,
-            keep_alive=request.keep_alive,
-            content_type="application/problem+json",
-            retry_after=retry_after,
+    def _on_child(self, handle: int) -> None:
+        if not self._children[handle].read():
+            self._end(handle, boot_seconds(), "worker", "the worker broke off")
+
+    def _end(self, handle: int, now: float, reason: str, message: str) -> None:
+        child = self._children.pop(handle)
+        self._poll.unregister(handle)
+        child.end()
+        fields = child.fields() or {"outcome": "failed", "reason": reason, "message": message}
+        if isinstance(child.purpose, Slot):
+            self._finish(child.purpose, fields, now)
+        elif child.purpose == "reload":
+            self._on_reload(fields, now)
+        elif child.purpose == "revoke":
+            self._signing_out = False
+            self._signed_out = fields.get("message", "")
+            self._journal.say(f"signed out: {self._signed_out}")
+            self._doors.resume(now)
+
+    def _finish(self, slot: Slot, fields: dict[str, str], now: float) -> None:
+        self._in_flight = None
+        slot.renewing = False
+        if fields.get("anchor"):
+            self._anchor = float(fields["anchor"])
+        if self._signed_out:
+            return  # whatever it brought was asked for before
+        before = slot.outcome
+        try:
+            self._book(slot, fields, now)
+        except (KeyError, ValueError):
+            self._book(slot, {"outcome": "failed", "reason": "worker", "message": "the worker made no sense"}, now)
+        if slot is self.tokens.default:
+            self._outlets.put(slot, now, changed=slot.outcome != before, start=self._start_hook)
+            notify("STATUS=" + self.sentence(now, slot))
+        name = f"token {slot.audience} {slot.scope}"
+        level = WARNING if slot.failure else INFO
+        self._journal.report(
+            name, slot.outcome + slot.failure.get("reason", ""), self.sentence(now, slot), now, level=level
         )
+        self._doors.resume(now)
 
-    def _status(self, now: float) -> bytes:
-        left = int(self._expires - now)
-        return write_json(
-            {
-                "schema": "pi-agent.status/1",
-                "state": self._state(now),
-                "sentence": self._sentence(now),
-                "issuer": self._settings["issuer"],
-                "client_id": self._settings["client_id"],
-                "board": self._settings["board"].encode(),
-                "token_expires_in": left if left > 0 else None,
-                "next_attempt_in": None if self._worker else max(0, int(self._next - now)),
-                "attempts": self._attempts,
-                "refreshes": self._refreshes,
-                "failures": self._failures,
-                "failure": {name: self._failure.get(name, "") for name in ("reason", "message", "hint")}
-                if self._failure
-                else None,
-            }
-        )
+    def _book(self, slot: Slot, fields: dict[str, str], now: float) -> None:
+        if fields["outcome"] == "token":
+            slot.keep(fields, chance())
+            self.refreshes += 1
+            self._refreshed = now
+            return
+        slot.fail(fields, now, chance())
+        reason = metrics.label(fields.get("reason", ""))
+        self.failures[reason] = self.failures.get(reason, 0) + 1
 
-    def _state(self, now: float) -> str:
-        if self._failure:
-            return self._outcome
-        return "ok" if self._expires > now else "starting"
+    def _start_hook(self, command: list[str], variables: dict[str, str], now: float) -> None:
+        try:
+            self._adopt(children.Child(command, now + outlets.HOOK_DEADLINE, "hook", variables=variables))
+        except OSError as error:
+            self._journal.say(f"cannot run {command[0]}: {error.strerror}", level=WARNING)
 
-    def _sentence(self, now: float) -> str:
-        left, wait = self._expires - now, max(0.0, self._next - now)
-        token = f"token ok, {_length(left)} left" if left > 0 else "no token"
-        if not self._failure:
+    def _try_failed(self, now: float) -> None:
+        """The world has changed: what failed, or has not begun, is worth another try at once (at most one a second)."""
+        for slot in self.tokens:
+            if slot.failure and not self._signed_out:
+                slot.try_now(now)
+
+    # What callers ask for
+
+    def _respond(self, request: Request, peer: allow.Peer, last: bool) -> bytes | None:
+        return api.respond(self, request, peer, boot_seconds(), last=last)
+
+    def want(self, slot: Slot, now: float) -> None:
+        """A caller needs a token that is good for longer. A back-off, and the spread after boot, are not cut short."""
+        if (
+            not slot.failure
+            and not self._signed_out
+            and not (slot is self.tokens.default and slot.outcome == "starting")
+        ):
+            slot.try_now(now, pause=DEMAND_PAUSE)
+
+    def renew(self, slot: Slot, peer: allow.Peer, now: float) -> None:
+        """A caller needs another token than this one: its server refused it, or somebody wants to see it work."""
+        if peer.uid in (0, self.uid):
+            self._signed_out = ""
+            pause = schedule.SHORTEST_PAUSE
+        else:
+            pause = DEMAND_PAUSE
+        if not self._signed_out and (now - slot.asked >= pause or slot is self._in_flight):
+            slot.renewing = True
+            slot.try_now(now)
+
+    def is_coming(self, slot: Slot, until: float) -> bool:
+        """An attempt for this slot is on its way, or will be by ``until``."""
+        return slot is self._in_flight or slot.next <= until
+
+    def sign_out(self, now: float) -> None:
+        """Revoke every token at the server, forget them, and ask for none until told to."""
+        held = [slot for slot in self.tokens if slot.left(now) > 0 or slot.refresh_token]
+        named = [outlets.bare(slot.head) for slot in held] + [slot.refresh_token for slot in held if slot.refresh_token]
+        self.tokens.each(lambda slot: slot.clear(NEVER))
+        self._outlets.remove()
+        self._signed_out = "nothing was held"
+        if named:
+            self._signed_out, self._signing_out = "not revoked yet", True
+            try:
+                self._spawn("pi_agent.device.worker", {"action": "revoke", "tokens": " ".join(named)}, now, "revoke")
+            except OSError as error:
+                self._signed_out, self._signing_out = f"not revoked: {error.strerror}", False
+
+    def is_signing_out(self) -> bool:
+        return self._signing_out
+
+    # What it is like
+
+    def state(self, now: float) -> str:
+        slot = self.tokens.default
+        if self._signed_out:
+            return "signed-out"
+        if slot.failure:
+            return slot.outcome
+        return "ok" if slot.left(now) > 0 else "starting"
+
+    def sentence(self, now: float, slot: Slot) -> str:
+        """How a token is, in one line; with the clock's trouble where that is the cause."""
+        left, wait = slot.left(now), max(0.0, slot.next - now)
+        token = f"token ok, {clock.length(left)} left" if left > 0 else "no token"
+        if self._signed_out:
+            return f"signed out ({self._signed_out}); sign in again with: sudo pi-agent refresh"
+        if not slot.failure:
             what = "next refresh" if left > 0 else "first request"
-            return f"{token}, {what} in {_length(wait)}"
-        word = {schedule.PENDING: "waiting for an operator's approval", schedule.REFUSED: "refused"}.get(
-            self._outcome, "last attempt failed"
-        )
-        return f"{token}; {word} ({self._failure.get('message', '')}); next attempt in {_length(wait)}"
+            return f"{token}, {what} in {clock.length(wait)}"
+        cause = slot.failure.get("message", "")
+        return f"{token}; {api.word_for(slot.outcome)} ({cause}); next attempt in {clock.length(wait)}"
+
+    def clock_problem(self, now: float) -> str:
+        return clock.sentence(time.time(), now, self._anchor, _day)
+
+    def clock_offset(self, now: float) -> int | None:
+        """The server's clock minus ours in seconds, None before the first answer."""
+        return None if self._anchor is None else clock.offset(time.time(), now, self._anchor)
+
+    def warnings(self, now: float) -> list[str]:
+        found = [*self.settings["warnings"].split("\n"), self.clock_problem(now), self._outlets.problem]
+        return [warning for warning in found if warning]
+
+    def since_token(self, now: float) -> int:
+        return int(now - self._refreshed) if self.refreshes else -1
+
+    def is_busy(self) -> bool:
+        return self._in_flight is not None
+
+    def connections(self) -> int:
+        return len(self._doors)
+
+    def refused_callers(self) -> int:
+        return self._doors.refused
 
     # Around it
 
     def _catch_signals(self) -> int:
         reader, writer = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
-        for number in (_signal.SIGTERM, _signal.SIGINT, _signal.SIGUSR1):
+        for number in (_signal.SIGTERM, _signal.SIGINT, _signal.SIGUSR1, _signal.SIGHUP):
             _signal.signal(number, lambda *_: None)
         _signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
         self._poll.register(reader, select.EPOLLIN)
         return reader
 
     def _on_signals(self, numbers: bytes) -> None:
+        now = boot_seconds()
         if _signal.SIGTERM in numbers or _signal.SIGINT in numbers:
             self._running = False
-        if _signal.SIGUSR1 in numbers and not self._worker:
-            self._next = min(self._next, max(boot_seconds(), self._asked + schedule.SHORTEST_PAUSE))
+        if _signal.SIGUSR1 in numbers:
+            self._signed_out = ""
+            self.tokens.each(lambda slot: slot.try_now(now))
+        if _signal.SIGHUP in numbers:
+            self._reload(now)
 
-    def _log(self, now: float) -> None:
-        """A line when something changes, and once an hour while it does not get better (G-09)."""
-        what = self._outcome + self._failure.get("reason", "")
-        last, at = self._logged
-        if what != last or (self._failure and now - at >= HOUR):
-            self._logged = (what, now)
-            self._say(self._sentence(now), level=4 if self._failure else 6)
-
-    def _say(self, sentence: str, *, level: int = 6) -> None:
-        prefix = f"<{level}>" if "JOURNAL_STREAM" in os.environ else "pi-agent: "
-        clean = "".join(character if character.isprintable() else "?" for character in sentence)
-        sys.stderr.write(f"{prefix}{clean}\n")
-        sys.stderr.flush()
-
-
-class Worker:
-    """One attempt in a process of its own: ``-I -S``, a clean environment, settings in, an answer out."""
-
-    def __init__(self, settings: dict[str, str], deadline: float) -> None:
-        self.deadline = deadline
-        self.received = bytearray()
-        code = f"import sys; sys.path[:0] = {settings['path'].split(os.pathsep)!r}; from pi_agent.device.worker import main; main()"
-        command = [settings["python"], "-I", "-S", "-c", code]
-        there, settings_end = os.pipe2(os.O_CLOEXEC)
-        self.output, back = os.pipe2(os.O_CLOEXEC)
+    def _reload(self, now: float) -> None:
+        variables = {name: value for name, value in os.environ.items() if name.startswith("PI_AGENT_")}
+        command = children.python(self.settings, "pi_agent.device.preparation")
+        said = frames.pack({"flags": self.settings["flags"]})
         try:
-            actions = [(os.POSIX_SPAWN_DUP2, there, 0), (os.POSIX_SPAWN_DUP2, back, 1)]
-            environment = {"LANG": "C.UTF-8", "PATH": "/usr/bin:/bin"}
-            self._pid = os.posix_spawn(command[0], command, environment, file_actions=actions)
-            os.write(settings_end, frames.pack(settings))
-        except BaseException:
-            os.close(self.output)
-            raise
-        finally:
-            for handle in (there, settings_end, back):
-                os.close(handle)
+            self._adopt(children.Child(command, now + WORKER_DEADLINE, "reload", said=said, variables=variables))
+        except OSError as error:
+            self._journal.say(f"the settings were not read again: {error.strerror}", level=WARNING)
 
-    def read(self) -> bool:
-        """Take what has come; False when there is no more."""
-        chunk = os.read(self.output, 65536)
-        self.received += chunk
-        return bool(chunk) and len(self.received) <= frames.MAX_FRAME
-
-    def end(self) -> None:
-        os.kill(self._pid, _signal.SIGKILL)  # it has said what it had to say, or never will
-        os.waitpid(self._pid, 0)
-        os.close(self.output)
+    def _on_reload(self, fields: dict[str, str], now: float) -> None:
+        """New settings, or the reason why the old ones stay."""
+        if fields["outcome"] != "settings" or fields["runtime"] != self.settings["runtime"]:
+            why = fields.get("message") or "another runtime folder needs a restart"
+            self._journal.say(f"the settings stay as they were: {why}", level=WARNING)
+            return
+        self.settings = fields
+        self.rules = allow.unpack(fields["allow"])
+        self._outlets.change(fields)
+        self.tokens.change(fields["resource"], fields["scope"], now)
+        self._journal.say("the settings were read again")
+        self._try_failed(now)
 
 
-def _length(seconds: float) -> str:
-    whole = int(max(seconds, 0))
-    if whole < 120:
-        return f"{whole} s"
-    return f"{whole // 60} min" if whole < 7200 else f"{whole // 3600} h"
+def _day(seconds: float) -> str:
+    year, month, day = time.gmtime(min(max(seconds, 0), 2**31 - 1))[:3]
+    return f"{year}-{month:02}-{day:02}"

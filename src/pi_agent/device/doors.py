@@ -1,61 +1,81 @@
 """The agent's socket: who comes in, how long they may stay, and what they have said so far.
 
 One epoll, no threads. A caller is known by its peer credentials (SO_PEERCRED, unix(7)); its pid is never looked at,
-since pids are used again. A request must be whole after 5 seconds, an idle connection goes after a minute, and a full
-house turns newcomers away without ever holding up a refresh (requirements E-01, E-02, E-04, E-12, RA-31, RA-32).
+since pids are used again. A request must be whole after 5 seconds and an idle connection goes after a minute. Nobody
+can crowd out others: a user has so many connections (a new one then takes the place of that user's idlest) and so many
+requests a second, and is told so. A full house never holds up a refresh (requirements E-01, E-02, E-04, E-12, RA-31,
+RA-32, RA-36).
 """
 
 from __future__ import annotations
 
 import _socket  # the plain module: `socket` would bring enum, selectors and a megabyte
-import fcntl
 import os
 import select
 import sys
 
-from pi_agent.device.local import BadRequestError, Request, answer, parse, problem
-from pi_agent.errors import ConfigError
+from pi_agent.device import entrance
+from pi_agent.device.allow import Peer
+from pi_agent.device.local import MAX_REQUEST, BadRequestError, Request, answer, parse, problem
 
-SOCKET, LOCK = "agent.sock", "agent.lock"
-MAX_PATH = 107  # struct sockaddr_un, unix(7)
-MAX_CALLERS = 512
-MAX_CALLERS_PER_UID = 256
+MAX_CALLERS = 2000
+MAX_CALLERS_PER_UID = 1000
+REQUESTS_PER_SECOND, BURST = 1000.0, 5000.0
 REQUEST_TIME, IDLE_TIME = 5.0, 60.0
 SWEEP = 1.0
+SO_PEERGROUPS = 59  # include/uapi/asm-generic/socket.h
 
 TYPE_CHECKING = False  # typing.TYPE_CHECKING without importing typing
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    Respond = Callable[[Request, int], bytes]
+    Respond = Callable[[Request, Peer, bool], bytes | None]
 
 
 class Caller:
-    """``closing`` once the last answer is on its way; ``deadline`` is when we stop waiting, in boot seconds."""
+    """``closing`` once the last answer is on its way; ``deadline`` is when we stop waiting, in boot seconds.
 
-    __slots__ = ("channel", "closing", "deadline", "received", "to_send", "uid")
+    ``parked`` is a request that waits for its answer, with the caller's consent.
+    """
 
-    def __init__(self, channel: _socket.socket, uid: int, deadline: float) -> None:
+    __slots__ = ("channel", "closing", "deadline", "events", "parked", "peer", "received", "to_send")
+
+    def __init__(self, channel: _socket.socket, peer: Peer, deadline: float) -> None:
         self.channel = channel
-        self.uid = uid
+        self.peer = peer
         self.deadline = deadline
         self.received = b""
         self.to_send = b""
+        self.events = select.EPOLLIN
+        self.parked: Request | None = None
         self.closing = False
+
+    def is_idle(self) -> bool:
+        return not (self.received or self.to_send or self.parked)
 
 
 class Doors:
-    """Listens in the folder ``runtime``; ``respond`` gives the bytes of the answer to a request from a uid."""
+    """Listens in the folder ``runtime``; ``respond(request, peer, last)`` gives the bytes of an answer.
 
-    def __init__(self, runtime: str, poll: select.epoll, respond: Respond) -> None:
+    It may give None to say "not yet" unless ``last`` is true; it is asked again by ``resume`` and when the caller's
+    patience (``request.until``) ends.
+    """
+
+    def __init__(self, runtime: str, poll: select.epoll, respond: Respond, *, gid: int | None = None) -> None:
         self._respond = respond
         self._poll = poll
         self._callers: dict[int, Caller] = {}
+        self._counts: dict[int, int] = {}
+        self._budget: dict[int, tuple[float, float]] = {}
         self._swept = 0.0
-        self._path = os.path.join(runtime, SOCKET)
-        self._lock = self._take_lock(runtime)
-        self._door = self._listen()
+        self.refused = 0
+        self._lock = entrance.take_lock(runtime)
+        self._door, self._path = entrance.listen(runtime, gid)
+        self._reserve = os.open("/dev/null", os.O_RDONLY | os.O_CLOEXEC)
         poll.register(self._door.fileno(), select.EPOLLIN)
+
+    def __len__(self) -> int:
+        return len(self._callers)
 
     def on_event(self, handle: int, events: int, now: float) -> None:
         if handle == self._door.fileno():
@@ -70,64 +90,67 @@ class Doors:
         if now - self._swept < SWEEP:
             return
         self._swept = now
+        self._budget = {uid: left for uid, left in self._budget.items() if now - left[1] < BURST / REQUESTS_PER_SECOND}
         for caller in [caller for caller in self._callers.values() if now >= caller.deadline]:
-            self._dismiss(caller)
+            if caller.parked:
+                self._retry(caller, now, last=True)
+            else:
+                self._dismiss(caller)
+
+    def resume(self, now: float) -> None:
+        """Something has changed: ask again for those who wait."""
+        for caller in [caller for caller in self._callers.values() if caller.parked]:
+            self._retry(caller, now, last=False)
 
     def close(self) -> None:
-        self._remove_socket()
+        if self._path:
+            entrance.remove(self._path)
         self._door.close()
         os.close(self._lock)
 
-    def _take_lock(self, runtime: str) -> int:
-        """Held for as long as we live, so that a socket without a holder is a dead agent's, and ours to replace."""
-        lock = os.open(os.path.join(runtime, LOCK), os.O_CREAT | os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            os.close(lock)
-            raise ConfigError(f"another agent runs in {runtime}", path=runtime, hint="pi-agent status") from None
-        return lock
-
-    def _remove_socket(self) -> None:
-        try:
-            os.unlink(self._path)
-        except FileNotFoundError:
-            return
-
-    def _listen(self) -> _socket.socket:
-        if len(os.fsencode(self._path)) > MAX_PATH:
-            raise ConfigError(f"the socket's path is longer than {MAX_PATH} bytes: {self._path}", key="runtime")
-        self._remove_socket()
-        door = _socket.socket(_socket.AF_UNIX, _socket.SOCK_STREAM | _socket.SOCK_NONBLOCK | _socket.SOCK_CLOEXEC)
-        before = os.umask(0o117)  # born 0660: a chmod afterwards would come too late
-        try:
-            door.bind(self._path)
-        finally:
-            os.umask(before)
-        door.listen(128)
-        return door
-
     def _welcome(self, now: float) -> None:
-        while True:
+        try:
+            handle, _ = self._door._accept()  # type: ignore[attr-defined]  # what socket.accept() calls
+        except BlockingIOError:
+            return
+        except OSError:
+            self._make_room()
+            return
+        channel = _socket.socket(fileno=handle)
+        channel.setblocking(False)
+        self._admit(Caller(channel, peer_of(channel), now + REQUEST_TIME))
+
+    def _admit(self, caller: Caller) -> None:
+        count = self._counts.get(caller.peer.uid, 0)
+        if (count >= MAX_CALLERS_PER_UID and not self._dismiss_idlest(caller.peer.uid)) or len(self) >= MAX_CALLERS:
+            self._turn_away(caller)
+            return
+        handle = caller.channel.fileno()
+        self._callers[handle] = caller
+        self._counts[caller.peer.uid] = self._counts.get(caller.peer.uid, 0) + 1
+        self._poll.register(handle, select.EPOLLIN)
+
+    def _make_room(self) -> None:
+        """No descriptor is left (RA-36): spend the one in reserve on a newcomer, and send the idlest caller home."""
+        self.refused += 1
+        if not self._dismiss_idlest(None):
+            os.close(self._reserve)
             try:
                 handle, _ = self._door._accept()  # type: ignore[attr-defined]  # what socket.accept() calls
-            except OSError:  # nobody left, or no descriptor: either way the others go on
-                return
-            channel = _socket.socket(fileno=handle)
-            channel.setblocking(False)
-            credentials = channel.getsockopt(_socket.SOL_SOCKET, _socket.SO_PEERCRED, 12)
-            uid = int.from_bytes(credentials[4:8], sys.byteorder)
-            caller = Caller(channel, uid, now + REQUEST_TIME)
-            if len(self._callers) >= MAX_CALLERS or self._count(uid) >= MAX_CALLERS_PER_UID:
-                self._turn_away(caller)
-                continue
-            self._callers[handle] = caller
-            self._poll.register(handle, select.EPOLLIN)
+                os.close(handle)
+            except OSError:
+                pass  # somebody else took it; the newcomer keeps waiting
+            self._reserve = os.open("/dev/null", os.O_RDONLY | os.O_CLOEXEC)
 
-    def _count(self, uid: int) -> int:
-        return sum(caller.uid == uid for caller in self._callers.values())
+    def _dismiss_idlest(self, uid: int | None) -> bool:
+        """End the connection that has been idle longest (of ``uid``, or of anybody). False when none is idle."""
+        idle = [caller for caller in self._callers.values() if caller.is_idle() and uid in (None, caller.peer.uid)]
+        if idle:
+            self._dismiss(min(idle, key=_deadline))
+        return bool(idle)
 
     def _turn_away(self, caller: Caller) -> None:
+        self.refused += 1
         body = problem(503, "too many connections to the agent; close some, or keep one open")
         caller.to_send = answer(503, body, keep_alive=False, content_type="application/problem+json", retry_after=1)
         try:
@@ -142,40 +165,110 @@ class Doors:
             if events & select.EPOLLIN and not self._take(caller, now):
                 self._dismiss(caller)
                 return
-            if caller.to_send:
-                caller.to_send = caller.to_send[caller.channel.send(caller.to_send) :]
+            if events & (select.EPOLLHUP | select.EPOLLERR) and not caller.to_send:
+                self._dismiss(caller)
+                return
+            self._send(caller)
         except BlockingIOError:
             pass
         except OSError:
             self._dismiss(caller)
-            return
-        if events & (select.EPOLLHUP | select.EPOLLERR) and not caller.to_send:
-            self._dismiss(caller)
-            return
-        self._poll.modify(caller.channel.fileno(), select.EPOLLOUT if caller.to_send else select.EPOLLIN)
+
+    def _send(self, caller: Caller) -> None:
+        """Send what there is to send; raises OSError when the caller has gone."""
+        if caller.to_send:
+            caller.to_send = caller.to_send[_send_some(caller) :]
         if not caller.to_send and caller.closing:
             self._dismiss(caller)
+            return
+        events = select.EPOLLOUT if caller.to_send else select.EPOLLIN
+        if events != caller.events:
+            caller.events = events
+            self._poll.modify(caller.channel.fileno(), events)
 
     def _take(self, caller: Caller, now: float) -> bool:
-        """Read what has come and answer what is whole. False when the caller has hung up."""
+        """Read what has come and answer what is whole. False when the caller has hung up, or says too much."""
         chunk = caller.channel.recv(4096)
-        if not caller.received:
+        if not caller.received and not caller.parked:
             caller.deadline = now + REQUEST_TIME  # from the first byte of a request, however slowly the rest comes
         caller.received += chunk
+        self._answer_received(caller, now)
+        return bool(chunk) and len(caller.received) <= 2 * MAX_REQUEST
+
+    def _answer_received(self, caller: Caller, now: float) -> None:
         try:
-            while not caller.closing and (found := parse(caller.received)):
+            while not caller.closing and not caller.parked and (found := parse(caller.received)):
                 request, length = found
                 caller.received = caller.received[length:]
-                caller.to_send += self._respond(request, caller.uid)
-                caller.closing = not request.keep_alive
-                caller.deadline = now + (REQUEST_TIME if caller.received else IDLE_TIME)
+                if not self._spend(caller.peer.uid, now):
+                    raise BadRequestError(
+                        429, f"uid {caller.peer.uid} asks more than {REQUESTS_PER_SECOND:g} times a second"
+                    )
+                self._answer(caller, request, now, last=False)
         except BadRequestError as error:
+            self.refused += 1
             body = problem(error.status, error.detail)
-            caller.to_send += answer(error.status, body, keep_alive=False, content_type="application/problem+json")
+            pause = 1 if error.status == 429 else None
+            caller.to_send += answer(
+                error.status, body, keep_alive=False, content_type="application/problem+json", retry_after=pause
+            )
             caller.closing = True
-        return bool(chunk)
+
+    def _answer(self, caller: Caller, request: Request, now: float, *, last: bool) -> None:
+        response = self._respond(request, caller.peer, last)
+        caller.parked = request if response is None else None
+        if response is None:
+            caller.deadline = request.until
+            return
+        caller.to_send += response
+        caller.closing = not request.keep_alive
+        caller.deadline = now + (REQUEST_TIME if caller.received else IDLE_TIME)
+
+    def _retry(self, caller: Caller, now: float, *, last: bool) -> None:
+        assert caller.parked is not None
+        self._answer(caller, caller.parked, now, last=last)
+        if not caller.parked:
+            self._answer_received(caller, now)
+        try:
+            self._send(caller)
+        except OSError:
+            self._dismiss(caller)
+
+    def _spend(self, uid: int, now: float) -> bool:
+        """Take one request from what ``uid`` may ask; False when there is nothing left (a token bucket)."""
+        left, at = self._budget.get(uid, (BURST, now))
+        left = min(BURST, left + (now - at) * REQUESTS_PER_SECOND)
+        self._budget[uid] = (max(left - 1, 0.0), now)
+        return left >= 1
 
     def _dismiss(self, caller: Caller) -> None:
         self._poll.unregister(caller.channel.fileno())
         del self._callers[caller.channel.fileno()]
+        self._counts[caller.peer.uid] -= 1
+        if not self._counts[caller.peer.uid]:
+            del self._counts[caller.peer.uid]
         caller.channel.close()
+
+
+def peer_of(channel: _socket.socket) -> Peer:
+    """User and groups of whoever connected, as they were then. More than 256 groups count as none but the primary."""
+    credentials = channel.getsockopt(_socket.SOL_SOCKET, _socket.SO_PEERCRED, 12)
+    uid, gid = (int.from_bytes(credentials[start : start + 4], sys.byteorder) for start in (4, 8))
+    try:
+        packed = channel.getsockopt(_socket.SOL_SOCKET, SO_PEERGROUPS, 1024)
+    except OSError:
+        packed = b""
+    more = (int.from_bytes(packed[start : start + 4], sys.byteorder) for start in range(0, len(packed), 4))
+    return Peer(uid, (gid, *more))
+
+
+def _send_some(caller: Caller) -> int:
+    """How much could be sent now; a caller who does not read is asked again when he does."""
+    try:
+        return caller.channel.send(caller.to_send)
+    except BlockingIOError:
+        return 0
+
+
+def _deadline(caller: Caller) -> float:
+    return caller.deadline

@@ -11,22 +11,16 @@ from dataclasses import dataclass
 from typing import Any
 
 from pi_agent import assertion
-from pi_agent.device.config import check_url
+from pi_agent.device.discovery import Metadata, discover
 from pi_agent.device.keys import KeyStore
 from pi_agent.device.transport import Answer, Transport
 from pi_agent.errors import OAuthError, TransportError
 from pi_agent.oauth import JWT_BEARER
 
-METADATA = "/.well-known/oauth-authorization-server"
+__all__ = ["Metadata", "Registration", "discover", "register"]
+
 THUMBPRINT_URI = "urn:ietf:params:oauth:jwk-thumbprint:sha-256:"  # RFC 9278
 NONCE_WANTED = "use_enrollment_nonce"
-
-
-@dataclass(frozen=True, slots=True)
-class Metadata:
-    issuer: str
-    token_endpoint: str
-    registration_endpoint: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,26 +29,6 @@ class Registration:
 
     client_id: str
     status: str
-
-
-def discover(transport: Transport, issuer: str, *, loopback_http: bool = False) -> Metadata:
-    """The server's endpoints. Raises TransportError when it is not the issuer it was addressed as (RFC 8414 section 3.3)."""
-    answer = transport.get_json(issuer.rstrip("/") + METADATA)
-    members = answer.json_object()
-    if answer.status != 200 or members.get("issuer") != issuer:
-        raise TransportError(
-            f"the server at {issuer} does not call itself that",
-            reason="issuer",
-            hint=f"its own name for itself is {members['issuer']!r}"
-            if isinstance(members.get("issuer"), str)
-            else None,
-        )
-    endpoints = {name: members.get(name) for name in ("token_endpoint", "registration_endpoint")}
-    for name, url in endpoints.items():
-        if not isinstance(url, str):
-            raise TransportError(f"the server's metadata has no {name}", reason="issuer")
-        check_url(url, loopback_http=loopback_http, what=name)
-    return Metadata(issuer=issuer, **endpoints)  # type: ignore[arg-type]  # every value was just seen to be a str
 
 
 def register(

@@ -1,6 +1,6 @@
 """HTTP/1.1 as the agent speaks it on its socket: requests in, answers out. Pure: bytes and values, no socket.
 
-Strict and small on purpose: GET only, no bodies, 4 KiB a request, plain ``name=value`` queries. What is not a request
+Strict and small on purpose: GET and POST, no bodies, 4 KiB a request, plain ``name=value`` queries. What is not a request
 in this form is a BadRequestError with its status and a sentence. The resident imports this, so it imports nothing.
 """
 
@@ -15,6 +15,7 @@ REASONS = {
     404: "Not Found",
     405: "Method Not Allowed",
     408: "Request Timeout",
+    429: "Too Many Requests",
     431: "Request Header Fields Too Large",
     503: "Service Unavailable",
 }
@@ -30,15 +31,19 @@ class BadRequestError(Exception):
 
 
 class Request:
-    """``path`` without its query, ``query`` decoded, and whether the caller wants to go on talking."""
+    """``path`` without its query, ``query`` decoded, and whether the caller wants to go on talking.
 
-    __slots__ = ("keep_alive", "method", "path", "query")
+    ``until`` is how long the caller is willing to wait for the answer (boot seconds; 0.0: not at all).
+    """
+
+    __slots__ = ("keep_alive", "method", "path", "query", "until")
 
     def __init__(self, method: str, path: str, query: dict[str, str], keep_alive: bool) -> None:
         self.method = method
         self.path = path
         self.query = query
         self.keep_alive = keep_alive
+        self.until = 0.0
 
 
 def parse(buffer: bytes) -> tuple[Request, int] | None:
@@ -98,6 +103,8 @@ def _json(value: object) -> str:
             return "{" + ", ".join(f"{_json(name)}: {_json(member)}" for name, member in value.items()) + "}"
         case None:
             return "null"
+        case list():
+            return "[" + ", ".join(map(_json, value)) + "]"
         case bool():
             return "true" if value else "false"
         case int():
@@ -115,8 +122,8 @@ def _request_line(line: bytes) -> tuple[bytes, bytes, bytes]:
     words = line.split(b" ")
     if len(words) != 3 or words[2] not in (b"HTTP/1.1", b"HTTP/1.0") or words[1][:1] != b"/" or not line.isascii():
         raise BadRequestError(400, "that is not an HTTP/1.1 request line")
-    if words[0] != b"GET":
-        raise BadRequestError(405, "the agent answers GET")
+    if words[0] not in (b"GET", b"POST"):
+        raise BadRequestError(405, "the agent answers GET and POST")
     return words[0], words[1], words[2]
 
 

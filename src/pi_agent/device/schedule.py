@@ -12,6 +12,8 @@ REFUSED_BASE, REFUSED_CAP = 300.0, 3600.0
 PENDING_BASE, PENDING_CAP = 5.0, 120.0
 MAX_RETRY_AFTER = 6 * 3600.0
 SHORTEST_PAUSE = 1.0
+BOOTING = 600.0  # an agent that starts this soon after boot was probably woken by a power cut, with all the others
+RESTART_SPREAD = 2.0
 
 FAILED, REFUSED, PENDING = "failed", "refused", "pending"
 
@@ -19,6 +21,11 @@ FAILED, REFUSED, PENDING = "failed", "refused", "pending"
 def first_attempt(now: float, *, phase: float, spread: float) -> float:
     """After boot: ``phase`` in [0, 1) is the device's own and never changes, so a fleet spreads the same way each time."""
     return now + phase * spread
+
+
+def spread_at_start(now: float, spread: float) -> float:
+    """A fleet boots together after a power cut; an agent that was merely restarted need not wait that long."""
+    return spread if now < BOOTING else min(spread, RESTART_SPREAD)
 
 
 def refresh_at(asked_at: float, expires_in: float, *, chance: float) -> float:

@@ -18,6 +18,7 @@ import logging
 import os
 import socket
 import threading
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
@@ -72,12 +73,16 @@ class Answer:
 
 
 class Transport:
-    """A session with the server's rules of trust. ``loopback_http`` lets plain http through; URLs were checked before."""
+    """A session with the server's rules of trust. ``loopback_http`` lets plain http through; URLs were checked before.
+
+    ``seen`` is the last Date that a server we trust has sent, with the boot seconds at which it came, or None.
+    """
 
     def __init__(self, *, ca_file: str = "", proxy: str = "", loopback_http: bool = False) -> None:
         self._verify: Any = ca_file or True  # the types of requests-oauthlib forget that a path may stand here
         self._proxies = {"http": proxy, "https": proxy} if proxy else {}
         self._loopback_http = loopback_http
+        self.seen: tuple[int, float] | None = None
 
     def get_json(self, url: str) -> Answer:
         return within(DEADLINE, lambda: self._request("GET", url, headers={"Accept": "application/json"}))
@@ -96,17 +101,28 @@ class Transport:
 
         Raises OAuthError, TransportError.
         """
-        return within(DEADLINE, lambda: self._fetch_token(url, make_assertion, scope, resource))
+        token = self.buy(url, lambda: oauth.grant_form(make_assertion(), scope=scope, resource=resource), scope=scope)
+        return token, self.seen[0] if self.seen else None
 
-    def _fetch_token(
-        self, url: str, make_assertion: Callable[[], str], scope: str, resource: str
-    ) -> tuple[oauth.Token, int | None]:
+    def buy(self, url: str, make_form: Callable[[], str], *, scope: str = "", authorization: str = "") -> oauth.Token:
+        """The token that the form buys at ``url``. ``make_form`` is called once; ``scope`` is what it asks for.
+
+        Raises OAuthError, TransportError.
+        """
+        return within(DEADLINE, lambda: self._buy(url, make_form, scope, authorization))
+
+    def post_form(self, url: str, body: str, *, authorization: str = "") -> Answer:
+        """An answer from an endpoint that gives no token. Raises TransportError."""
+        headers = _form_headers(authorization)
+        return within(DEADLINE, lambda: self._request("POST", url, headers=headers, data=body.encode("ascii")))
+
+    def _buy(self, url: str, make_form: Callable[[], str], scope: str, authorization: str) -> oauth.Token:
         # oauthlib refuses plain http unless this says otherwise. What the environment said never counts (A-13): the
         # URL was checked by us, and http got this far only towards a literal loopback address.
         os.environ.pop("OAUTHLIB_INSECURE_TRANSPORT", None)
         if self._loopback_http:
             os.environ["OAUTHLIB_INSECURE_TRANSPORT"] = "1"
-        client = _AssertionClient(make_assertion, scope=scope, resource=resource)
+        client = _FormClient(make_form, scope=scope, note=self._note)
         with self._harden(OAuth2Session(client=client)) as session:
             session.register_compliance_hook("access_token_response", client.read_answer)
             _translated(
@@ -116,10 +132,14 @@ class Transport:
                     timeout=SOCKET_TIMEOUT,
                     verify=self._verify,
                     proxies=self._proxies,
-                    headers={"Accept": "application/json", "Content-Type": "application/x-www-form-urlencoded"},
+                    headers=_form_headers(authorization),
                 )
             )
         return client.received
+
+    def _note(self, answer: Answer) -> None:
+        if answer.date is not None:
+            self.seen = answer.date, time.clock_gettime(time.CLOCK_BOOTTIME)
 
     def _request(self, method: str, url: str, **arguments: Any) -> Answer:
         with self._harden(requests.Session()) as session:
@@ -134,7 +154,9 @@ class Transport:
                     **arguments,
                 )
             )
-        return _answer(response)
+        answer = _answer(response)
+        self._note(answer)
+        return answer
 
     def _harden(self, session: _Session) -> _Session:
         if isinstance(self._verify, str) and not Path(self._verify).is_file():
@@ -150,34 +172,34 @@ class Transport:
         return session
 
 
-class _AssertionClient(ServiceApplicationClient):
+class _FormClient(ServiceApplicationClient):
     """oauthlib's client for this grant; its own assertion could only be RS256, without kid, for an hour."""
 
-    def __init__(self, make_assertion: Callable[[], str], *, scope: str, resource: str) -> None:
+    def __init__(self, make_form: Callable[[], str], *, scope: str, note: Callable[[Answer], None]) -> None:
         super().__init__(client_id="")
-        self._make_assertion = make_assertion
+        self._make_form = make_form
         self._scope = scope
-        self._resource = resource
-        self.received: tuple[oauth.Token, int | None]
+        self._note = note
+        self.received: oauth.Token
 
     def prepare_request_body(self, *_: object, **__: object) -> str:
-        return oauth.grant_form(self._make_assertion(), scope=self._scope, resource=self._resource)
+        return self._make_form()
 
     def read_answer(self, response: requests.Response) -> requests.Response:
         """The compliance hook: status and media type are looked at here, since oauthlib is shown the text alone."""
         answer = _answer(response)
-        token = oauth.read_answer(
+        self._note(answer)
+        self.received = oauth.read_answer(
             answer.status,
             answer.content_type,
             answer.body,
             scope=self._scope,
             retry_after=answer.retry_after,
         )
-        self.received = token, answer.date
         return response
 
     def parse_request_body_response(self, body: str, scope: object = None, **_: object) -> OAuth2Token:
-        self.token = OAuth2Token(oauth.token_answer(self.received[0]))
+        self.token = OAuth2Token(oauth.token_answer(self.received))
         return self.token
 
 
@@ -204,6 +226,11 @@ class _BoundedAdapter(HTTPAdapter):
         response = super().build_response(req, whole)
         response.encoding = "utf-8"  # without it requests guesses, and guessing loads a large table
         return response
+
+
+def _form_headers(authorization: str) -> dict[str, str]:
+    headers = {"Accept": "application/json", "Content-Type": "application/x-www-form-urlencoded"}
+    return headers | ({"Authorization": authorization} if authorization else {})
 
 
 def _read(resp: Any) -> bytes:

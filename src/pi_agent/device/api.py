@@ -1,0 +1,148 @@
+"""What a caller gets: the paths of the local API and their answers. Pure but for the hall it asks (``House``).
+
+A token is never handed out empty or expired as success, a refusal says which rule it was, and an answer never waits for
+the network longer than the caller asked it to (``wait=SECONDS``). Errors are problem documents (RFC 9457) with the
+next step as ``hint`` (requirements E-02, E-03, E-05).
+"""
+
+from __future__ import annotations
+
+from pi_agent.device import allow, metrics, schedule, tokens
+from pi_agent.device.local import answer, problem, write_json
+
+MIN_VALID = 60
+LONGEST_WAIT = 300.0
+PROBLEM = "application/problem+json"
+TOKEN, BOARD, STATUS, METRICS = "/v1/token", "/v1/board", "/v1/status", "/metrics"
+REFRESH, SIGN_OUT = "/v1/refresh", "/v1/sign-out"
+METHODS = {TOKEN: "GET", BOARD: "GET", STATUS: "GET", METRICS: "GET", REFRESH: "POST", SIGN_OUT: "POST"}
+ALLOW_HINT = "add a [[local.allow]] table to the settings, then: systemctl reload pi-agent"
+
+TYPE_CHECKING = False  # typing.TYPE_CHECKING without importing typing
+if TYPE_CHECKING:
+    from pi_agent.device.agent import Agent
+    from pi_agent.device.allow import Peer
+    from pi_agent.device.local import Request
+    from pi_agent.device.tokens import Slot
+
+
+def respond(agent: Agent, request: Request, peer: Peer, now: float, *, last: bool) -> bytes | None:
+    """The bytes of the answer; None for "not yet", which is not said when ``last``."""
+    method = METHODS.get(request.path)
+    if method is None:
+        return _refuse(request, 404, "the agent answers " + ", ".join(METHODS))
+    if request.method != method:
+        return _refuse(request, 405, f"{request.path} is asked with {method}")
+    if request.path in (TOKEN, REFRESH):
+        return _respond_token(agent, request, peer, now, last=last)
+    if request.path == SIGN_OUT:
+        return _respond_sign_out(agent, request, peer, now, last=last)
+    if request.path == METRICS:
+        return answer(200, metrics.write(agent, now), keep_alive=request.keep_alive, content_type=metrics.CONTENT_TYPE)
+    body = agent.settings["board_document"].encode() if request.path == BOARD else write_json(status(agent, now))
+    return answer(200, body, keep_alive=request.keep_alive)
+
+
+def _respond_token(agent: Agent, request: Request, peer: Peer, now: float, *, last: bool) -> bytes | None:
+    default = (agent.settings["resource"], agent.settings["scope"])
+    audience, scope = request.query.get("audience", default[0]), request.query.get("scope", default[1])
+    min_valid, wait = (_seconds(request, name) for name in ("min_valid", "wait"))
+    if min_valid is None or wait is None:
+        return _refuse(request, 400, "min_valid and wait are whole numbers of seconds")
+    if len(audience) > 512 or len(scope) > 512 or any(character.isspace() for character in audience):
+        return _refuse(
+            request, 400, "audience is one name without spaces; audience and scope have at most 512 characters"
+        )
+    if why := allow.refusal(agent.rules, peer, audience, scope, default=default, own_uid=agent.uid):
+        return _refuse(request, 403, why, hint=ALLOW_HINT, reason="local.allow")
+    slot = agent.tokens.find(audience, " ".join(scope.split()), now)
+    if slot is None:
+        return _refuse(request, 503, f"the agent keeps {tokens.MAX_SLOTS} tokens, and all are in use", retry_after=60)
+    if not request.until:
+        request.until = now + min(wait, LONGEST_WAIT)
+        if request.path == REFRESH:
+            agent.renew(slot, peer, now)
+    is_awaited = request.path == REFRESH and slot.renewing and not last and now < request.until
+    if slot.left(now) > 0 and slot.left(now) >= min_valid and not is_awaited:
+        return answer(200, slot.answer(now), keep_alive=request.keep_alive)
+    agent.want(slot, now)
+    if not last and now < request.until and agent.is_coming(slot, request.until):
+        return None
+    return _no_token(agent, request, slot, now, min_valid)
+
+
+def _no_token(agent: Agent, request: Request, slot: Slot, now: float, min_valid: int) -> bytes:
+    if slot.left(now) > 0 and slot.life < min_valid:
+        detail = f"the server's tokens live {int(slot.life)} s; min_valid={min_valid} is more than that"
+        return _refuse(request, 400, detail)
+    status = 403 if slot.is_refused() else 503
+    wait = max(1, int(slot.next - now) + 1)
+    hint, reason = slot.failure.get("hint", ""), slot.failure.get("reason", "")
+    return _refuse(request, status, agent.sentence(now, slot), hint=hint, reason=reason, retry_after=wait)
+
+
+def _respond_sign_out(agent: Agent, request: Request, peer: Peer, now: float, *, last: bool) -> bytes | None:
+    if peer.uid not in (0, agent.uid):
+        return _refuse(request, 403, f"signing out is for root and for the agent's own user, not for uid {peer.uid}")
+    if not request.until:
+        request.until = now + LONGEST_WAIT
+        agent.sign_out(now)
+    if agent.is_signing_out() and not last:
+        return None
+    document = {"schema": "pi-agent.sign-out/1", "sentence": agent.sentence(now, agent.tokens.default)}
+    return answer(200, write_json(document), keep_alive=request.keep_alive)
+
+
+def status(agent: Agent, now: float) -> dict[str, object]:
+    """The document behind ``pi-agent status``; its names are the protocol's."""
+    slot = agent.tokens.default
+    left = slot.left(now)
+    failure = {name: slot.failure.get(name, "") for name in ("reason", "message", "hint")} if slot.failure else None
+    return {
+        "schema": "pi-agent.status/1",
+        "state": agent.state(now),
+        "sentence": agent.sentence(now, slot),
+        "issuer": agent.settings["issuer"],
+        "client_id": agent.settings["client_id"],
+        "board": agent.settings["board"].encode(),
+        "key": agent.settings["key"],
+        "token_expires_in": left if left > 0 else None,
+        "next_attempt_in": None if agent.is_busy() else max(0, int(slot.next - now)),
+        "attempts": agent.attempts,
+        "refreshes": agent.refreshes,
+        "failures": slot.failures,
+        "failure": failure,
+        "clock": {"problem": agent.clock_problem(now), "offset": agent.clock_offset(now)},
+        "tokens": [_token_status(each, now) for each in agent.tokens],
+        "warnings": agent.warnings(now),
+    }
+
+
+def _token_status(slot: Slot, now: float) -> dict[str, object]:
+    return {
+        "audience": slot.audience,
+        "scope": slot.scope,
+        "outcome": slot.outcome,
+        "expires_in": max(0, slot.left(now)),
+        "next_attempt_in": max(0, int(slot.next - now)),
+        "message": slot.failure.get("message", ""),
+    }
+
+
+def _seconds(request: Request, name: str) -> int | None:
+    text = request.query.get(name, str(MIN_VALID) if name == "min_valid" else "0")
+    return int(text) if text.isascii() and text.isdigit() and len(text) <= 6 else None
+
+
+def _refuse(
+    request: Request, status: int, detail: str, *, hint: str = "", reason: str = "", retry_after: int | None = None
+) -> bytes:
+    body = problem(status, detail, hint=hint, reason=reason)
+    return answer(status, body, keep_alive=request.keep_alive, content_type=PROBLEM, retry_after=retry_after)
+
+
+def word_for(outcome: str) -> str:
+    """What an attempt came to, as part of a sentence."""
+    if outcome == schedule.PENDING:
+        return "waiting for an operator's approval"
+    return "refused" if outcome == schedule.REFUSED else "last attempt failed"

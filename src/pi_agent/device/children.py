@@ -1,0 +1,78 @@
+"""Processes that the resident starts: a worker, a reader of the settings, a hook. Each has a deadline and one pipe back.
+
+``os.posix_spawn`` needs neither a fork of this process nor an import. A child gets a clean environment, so no variable
+of ours can change what its libraries do. What it sends is bounded; whatever it does, the resident only ever reads a pipe.
+"""
+
+from __future__ import annotations
+
+import _signal  # type: ignore[import-not-found]  # no stubs for it, but `signal` would bring enum and 0.7 MB
+import os
+
+from pi_agent.device import frames
+
+_ended: list[int] = []  # killed, and not yet gone: a process that hangs in the kernel must not hang us
+
+
+class Child:
+    """``purpose`` says to the agent what an answer is about. Raises OSError when there is no process to be had."""
+
+    def __init__(
+        self,
+        command: list[str],
+        deadline: float,
+        purpose: object,
+        *,
+        said: bytes = b"",
+        variables: dict[str, str] | None = None,
+    ) -> None:
+        self.deadline = deadline
+        self.purpose = purpose
+        self.received = bytearray()
+        there, our_end = os.pipe2(os.O_CLOEXEC)
+        self.output, back = os.pipe2(os.O_CLOEXEC)
+        try:
+            actions = [(os.POSIX_SPAWN_DUP2, there, 0), (os.POSIX_SPAWN_DUP2, back, 1)]
+            environment = {"LANG": "C.UTF-8", "PATH": "/usr/sbin:/usr/bin:/sbin:/bin"} | (variables or {})
+            self._pid = os.posix_spawn(command[0], command, environment, file_actions=actions, setpgroup=0)
+            os.write(our_end, said)  # at most frames.MAX_FRAME, which is what a pipe holds
+        except BaseException:
+            os.close(self.output)
+            raise
+        finally:
+            for handle in (there, our_end, back):
+                os.close(handle)
+
+    def read(self) -> bool:
+        """Take what has come; False when there is no more, or more than there may be."""
+        chunk = os.read(self.output, 65536)
+        self.received += chunk
+        return bool(chunk) and len(self.received) <= frames.MAX_FRAME
+
+    def fields(self) -> dict[str, str] | None:
+        """The answer, or None when it broke off or makes no sense."""
+        try:
+            fields = frames.unpack(bytes(self.received))
+        except ValueError:
+            return None
+        return fields if "outcome" in fields else None
+
+    def end(self) -> None:
+        """It has said what it had to say, or never will: end it, and whatever it started."""
+        os.killpg(self._pid, _signal.SIGKILL)
+        _ended.append(self._pid)
+        os.close(self.output)
+        reap()
+
+
+def python(settings: dict[str, str], module: str) -> list[str]:
+    """The command that runs ``main()`` of ``module`` in a bare interpreter that finds what we find."""
+    code = f"import sys; sys.path[:0] = {settings['path'].split(os.pathsep)!r}; from {module} import main; main()"
+    return [settings["python"], "-I", "-S", "-c", code]
+
+
+def reap() -> None:
+    """Let go of children that are gone by now."""
+    for pid in list(_ended):
+        if os.waitpid(pid, os.WNOHANG)[0]:
+            _ended.remove(pid)

@@ -1,0 +1,113 @@
+"""From settings, identity and board to the fields that the resident and its workers live on. Whoever runs this may import
+what it likes: it is ``pi-agent run`` before it becomes the resident, or a process that a SIGHUP started.
+
+The fields are every setting under its variable-like name (``server_issuer``; numbers and switches as text), and:
+``python`` and ``path`` (how to start a worker), ``issuer``, ``client_id``, ``board``, ``board_document``, ``key``,
+``phase``, ``allow``, ``socket_gid``, ``flags`` and ``warnings``, one a line.
+"""
+
+from __future__ import annotations
+
+import grp
+import hashlib
+import json
+import os
+import pwd
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from pi_agent.board import board_claims
+from pi_agent.device import allow, config, files, frames, identity, mounts
+from pi_agent.device.commands.board import to_json
+from pi_agent.device.probe import probe
+from pi_agent.errors import ConfigError, PiAgentError
+
+FLAGS = ("config", "state", "runtime", "root")
+
+
+def main() -> None:
+    """Read the settings again, as the command line said it first; the answer is a frame on standard output."""
+    request = frames.unpack(sys.stdin.buffer.read(frames.MAX_FRAME))
+    try:
+        answer = prepare(json.loads(request["flags"])) | {"outcome": "settings"}
+    except PiAgentError as error:
+        answer = {"outcome": "failed", "reason": "local", "message": str(error), "hint": error.hint or ""}
+    sys.stdout.buffer.write(frames.pack(answer))
+    sys.stdout.buffer.flush()
+
+
+def prepare(flags: Mapping[str, Any]) -> dict[str, str]:
+    """The fields. ``flags`` are those of the command line. Raises PiAgentError."""
+    settings = config.load(flags)
+    known = identity.load(settings.state)
+    board = probe(str(settings.root))
+    known.check_board(board.serial or "")
+    files.sweep(settings.state)
+    files.make_directory(settings.runtime, 0o750)
+    given = {setting.attribute: str(getattr(settings, setting.attribute)) for setting in config.SETTINGS}
+    fields = given | {
+        "python": sys.executable,
+        "path": os.pathsep.join(os.path.realpath(entry) for entry in sys.path if Path(entry).is_dir()),
+        "issuer": known.issuer,
+        "client_id": known.client_id,
+        "board": json.dumps(board_claims(board)),
+        "board_document": json.dumps(to_json(board)),
+        "key": "file",
+        "scope": " ".join(settings.token_scope.split()),
+        "resource": settings.token_resource,
+        "spread": str(settings.token_spread),
+        "phase": f"{_phase(known.kid):.6f}",
+        "allow": allow.pack(map(_rule, settings.allow)),
+        "socket_gid": str(_gid(settings.local_group, settings.origins["local.group"])) if settings.local_group else "",
+        "token_file": settings.sinks_token_file,
+        "environment_file": settings.sinks_environment_file,
+        "hooks": settings.sinks_hooks,
+        "flags": json.dumps({name: str(flags[name]) for name in FLAGS if flags.get(name)}),
+        "warnings": "\n".join(warnings(settings)),
+    }
+    if len(frames.pack(fields)) > frames.MAX_FRAME // 2:
+        raise ConfigError("the settings are longer than 32 KiB", path=str(settings.config))
+    return fields
+
+
+def warnings(settings: config.Settings) -> list[str]:
+    """What will go wrong later, in words."""
+    mounted = mounts.read()
+    found = []
+    kind = mounts.kind_of(mounted, settings.state)
+    if kind in mounts.VOLATILE and str(settings.root) == "/":
+        found.append(
+            f"{settings.state} is on {kind} and is gone after the next boot: a new device each time. "
+            "Give it a partition of its own (overlayroot=tmpfs:recurse=0)"
+        )
+    for path in filter(None, (settings.sinks_token_file, settings.sinks_environment_file)):
+        if mounts.kind_of(mounted, Path(path).parent) not in mounts.MEMORY:
+            found.append(f"{path} is not in memory: every token is written to the card; use a folder below /run")
+    return found
+
+
+def _rule(rule: config.AllowRule) -> allow.Rule:
+    uid = _uid(rule.user, rule.label) if rule.user else None
+    gid = _gid(rule.group, rule.label) if rule.group else None
+    return allow.Rule(rule.label, uid, gid, list(rule.audiences), list(rule.scopes))
+
+
+def _uid(name: str, origin: str) -> int:
+    try:
+        return int(name) if name.isascii() and name.isdigit() else pwd.getpwnam(name).pw_uid
+    except KeyError:
+        raise ConfigError(f"{origin}: there is no user {name!r}", key="user", hint=f"getent passwd {name}") from None
+
+
+def _gid(name: str, origin: str) -> int:
+    try:
+        return int(name) if name.isascii() and name.isdigit() else grp.getgrnam(name).gr_gid
+    except KeyError:
+        raise ConfigError(f"{origin}: there is no group {name!r}", key="group", hint=f"getent group {name}") from None
+
+
+def _phase(kid: str) -> float:
+    """Where in the spread this device stands: always the same, and evenly over a fleet."""
+    return int.from_bytes(hashlib.sha256(kid.encode()).digest()[:4], "big") / 2**32
