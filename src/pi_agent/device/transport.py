@@ -281,7 +281,7 @@ def _translated(request: Callable[[], _Result]) -> _Result:
             hint="look at the clock (date), the name in server.issuer, and server.ca_file",
         ) from None
     except requests.exceptions.ProxyError as error:
-        raise TransportError("the proxy refuses: " + _printable(str(_innermost(error))), reason="proxy") from None
+        raise TransportError("the proxy is of no help: " + _printable(str(_innermost(error))), reason="proxy") from None
     except (requests.exceptions.InvalidSchema, InsecureTransportError):
         raise TransportError(
             "one of the addresses cannot be used: a server is reached by https, a proxy by http or https",
