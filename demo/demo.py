@@ -88,6 +88,7 @@ def main() -> int:
     parser.add_argument("--once", action="store_true", help="do it all, say what was done, and end")
     args = parser.parse_args()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(130))
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # also when started in the background, where it is ignored
     part = "start"
     try:
         with ExitStack() as stack:
