@@ -1,0 +1,42 @@
+"""Token buckets (requirement B-29), as values of time."""
+
+from __future__ import annotations
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pi_agent.fleet.limits import Limit
+
+
+def test_a_burst_then_the_rate() -> None:
+    """Five at once, then one each two seconds; the wait that is named is the wait that is needed."""
+    limit = Limit(rate=0.5, burst=5)
+    assert [limit.wait("a", 100) for _ in range(6)] == [0, 0, 0, 0, 0, 2]
+    assert limit.wait("a", 101) == 1
+    assert limit.wait("a", 102) == 0
+    assert limit.wait("b", 102) == 0
+
+
+def test_a_clock_set_back_lends_nothing_and_takes_nothing() -> None:
+    """An hour back, and the bucket is as full as it was."""
+    limit = Limit(rate=1, burst=2)
+    assert [limit.wait("a", 5000), limit.wait("a", 1400), limit.wait("a", 1400)] == [0, 0, 1]
+
+
+def test_memory_is_bounded() -> None:
+    """Only the keys seen last are remembered."""
+    limit = Limit(rate=1, burst=1, keys=3)
+    for number in range(100):
+        limit.wait(str(number), 0)
+    assert len(limit._buckets) == 3
+
+
+@given(st.lists(st.floats(0, 100), min_size=1, max_size=60), st.integers(1, 9))
+def test_never_more_than_burst_and_rate_allow(gaps: list[float], burst: int) -> None:
+    """However requests come, no more pass than the burst and what the rate refills, and none is locked out."""
+    limit, now, passed = Limit(rate=0.1, burst=burst), 0.0, 0
+    for gap in gaps:
+        now += gap
+        passed += limit.wait("a", now) == 0
+    assert passed <= burst + now * 0.1 + 1e-6
+    assert limit.wait("a", now + 10 * burst + 10) == 0
