@@ -110,9 +110,8 @@ def run(where: list[str], home: Path, args: argparse.Namespace) -> int:
 
 def container(suite: str, fleet: Fleet, old: Path, new: Path, home: Path, *, whole: bool) -> None:
     tree = roots.tree(roots.rootfs(suite, roots.native()))
-    with Lab(tree, suite) as machine:
-        with closing(Life(machine, fleet, old, new, home, whole=whole).steps()) as steps:
-            walk(suite, steps)
+    with Lab(tree, suite) as machine, closing(Life(machine, fleet, old, new, home, whole=whole).steps()) as steps:
+        walk(suite, steps)
 
 
 def walk(name: str, steps: Iterable[Step]) -> None:
