@@ -80,6 +80,11 @@ class Protocol(HttpToolsProtocol):
         self.stop_waiting()
         super().on_headers_complete()
 
+    def shutdown(self) -> None:
+        super().shutdown()
+        if self.cycle is not None and self.cycle.more_body:
+            self.transport.close()  # a request that is still arriving would keep the server for as long as it likes
+
     def await_headers(self) -> None:
         self.header_bytes = 0
         self.header_timer = self.loop.call_later(HEADER_SECONDS, self.transport.close)
