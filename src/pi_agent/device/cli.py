@@ -17,7 +17,10 @@ from types import ModuleType
 from pi_agent import __version__
 from pi_agent.errors import PiAgentError
 
-COMMANDS = ("setup", "run", "token", "status", "board", "wipe-identity")
+COMMANDS = (
+    *("setup", "run", "status", "doctor", "token", "wait", "exec", "refresh", "sign-out", "board", "config"),
+    "wipe-identity",
+)
 
 EPILOG = """\
 exit codes: 0 done; 1 failed; 2 usage; 3 not found; 4 not approved; 5 unreachable; 6 conflict; 130 interrupted

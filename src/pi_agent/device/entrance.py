@@ -4,7 +4,7 @@ The lock is held for as long as the agent lives, so that a socket without a hold
 replace. Never a name in the abstract namespace, which has no permissions (requirements E-01, E-11, E-12, RA-20).
 """
 
-# ruff: noqa: PTH108, PTH113, PTH116, PTH118, PTH208
+# ruff: noqa: PTH108, PTH118
 # (pathlib would cost the resident two megabytes)
 from __future__ import annotations
 

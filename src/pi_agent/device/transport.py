@@ -243,7 +243,7 @@ def _read(resp: Any) -> bytes:
 
 
 def _answer(response: requests.Response) -> Answer:
-    date = _http_date(response.headers.get("Date", ""))
+    date = http_date(response.headers.get("Date", ""))
     return Answer(
         status=response.status_code,
         content_type=response.headers.get("Content-Type", ""),
@@ -253,7 +253,8 @@ def _answer(response: requests.Response) -> Answer:
     )
 
 
-def _http_date(text: str) -> int | None:
+def http_date(text: str) -> int | None:
+    """Seconds since 1970 of an HTTP date (RFC 9110 section 5.6.7), or None."""
     try:
         return int(parsedate_to_datetime(text).timestamp())
     except (ValueError, TypeError, OverflowError):
@@ -264,7 +265,7 @@ def _retry_after(text: str, date: int | None) -> int | None:
     """Seconds to wait (RFC 9110 section 10.2.3); a date counts from the answer's own Date; junk is nothing."""
     if text.isascii() and text.isdigit() and len(text) < 10:
         return int(text)
-    moment = _http_date(text)
+    moment = http_date(text)
     return max(0, moment - date) if moment is not None and date is not None else None
 
 

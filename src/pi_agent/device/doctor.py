@@ -1,0 +1,267 @@
+"""What is wrong, layer by layer, from the board up to a real token: each check names its cause and the command to run.
+
+The order is that of causes: whatever is wrong further down would make everything above it look wrong, so the first
+cross is the cause, and what hangs on it is not tried. Nothing is changed, nothing secret is printed, and each step has
+a few seconds.
+"""
+
+from __future__ import annotations
+
+import json
+import socket
+import ssl
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from http.client import HTTPException, HTTPSConnection
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+from pi_agent import client
+from pi_agent.board import Board, board_claims
+from pi_agent.device import clock, config, discovery, identity, joining, mounts, preparation, worker
+from pi_agent.device.probe import probe
+from pi_agent.device.transport import http_date, within
+from pi_agent.errors import AgentError, PiAgentError, TransportError
+
+PATIENCE = 5.0
+SYNCHRONISED = Path("/run/systemd/timesync/synchronized")
+OK, WARNING, BAD, SKIPPED = "ok", "warning", "bad", "skipped"
+SKEW = 300
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """``hint`` is a command to run, or ""."""
+
+    name: str
+    verdict: str
+    text: str
+    hint: str = ""
+
+
+class StopHere(Exception):  # noqa: N818  # no error: the way ends, and says why
+    """A check has failed on which the next ones hang."""
+
+    def __init__(self, finding: Finding) -> None:
+        super().__init__(finding.text)
+        self.finding = finding
+
+
+class Doctor:
+    """One visit. ``flags`` are those of the command line."""
+
+    def __init__(self, flags: dict[str, Any]) -> None:
+        self._flags = flags
+        self.settings: config.Settings
+        self.board: Board | None = None
+        self.known: identity.Identity
+        self._address: tuple[str, int] = ("", 0)
+
+    def findings(self) -> Iterator[Finding]:
+        """Every check in order; those that hang on one that failed are told as skipped."""
+        broken = ""
+        for name, needed, check in self._checks():
+            if broken and needed:
+                yield Finding(name, SKIPPED, f"not tried: {broken} comes first")
+                continue
+            try:
+                finding = check()
+            except StopHere as stop:
+                broken, finding = broken or stop.finding.name, stop.finding
+            except PiAgentError as error:
+                finding = Finding(name, BAD, str(error), error.hint or "")
+                broken = broken or (name if needed else "")
+            yield finding
+
+    def _checks(self) -> tuple[tuple[str, bool, Callable[[], Finding]], ...]:
+        """Name, whether the next needed ones hang on it, and the check."""
+        return (
+            ("config", True, self._config),
+            ("board", True, self._board),
+            ("identity", True, self._identity),
+            ("key", True, self._key),
+            ("clock", False, self._clock),
+            ("dns", True, self._dns),
+            ("tcp", True, self._tcp),
+            ("tls", True, self._tls),
+            ("metadata", True, self._metadata),
+            ("token", True, self._token),
+            ("socket", False, self._socket),
+            ("sandbox", False, self._sandbox),
+            ("flash", False, self._flash),
+        )
+
+    # This machine
+
+    def _config(self) -> Finding:
+        self.settings = config.load(self._flags)
+        for rule in self.settings.allow:
+            preparation.resolve(rule)
+        return Finding("config", OK, f"{self.settings.config}: {_count(self.settings)}")
+
+    def _board(self) -> Finding:
+        self.board = probe(str(self.settings.root))
+        return Finding("board", OK, f"{self.board.model}, serial {self.board.serial or 'unknown'}")
+
+    def _identity(self) -> Finding:
+        self.known = identity.load(self.settings.state)
+        assert self.board is not None
+        self.known.check_board(self.board.serial or "")
+        return Finding("identity", OK, f"{self.known.client_id} at {self.known.issuer}")
+
+    def _key(self) -> Finding:
+        try:
+            key = joining.load_key(self.settings.state, self.known)
+        except FileNotFoundError:
+            text = f"there is no key in {self.settings.state}"
+            raise StopHere(Finding("key", BAD, text, "sudo pi-agent setup " + self.known.issuer)) from None
+        return Finding("key", OK, f"{key.alg}, kept in: {key.protection}")
+
+    def _clock(self) -> Finding:
+        now = time.time()
+        said = time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(max(0.0, min(now, 2.0**31 - 1))))
+        if not clock.is_plausible(now):
+            return Finding("clock", BAD, f"it says {said}, which cannot be", worker.CLOCK_HINT)
+        seen = self._server_time()
+        if seen is not None and abs(seen - time.time()) > SKEW:
+            direction = "behind" if seen > now else "ahead of"
+            text = f"it says {said}, {clock.length(abs(seen - now))} {direction} what the server says"
+            return Finding("clock", BAD, text, worker.CLOCK_HINT)
+        if not SYNCHRONISED.exists():
+            return Finding("clock", OK, f"{said}, not known to be synchronised", "timedatectl timesync-status")
+        return Finding("clock", OK, f"{said}, synchronised")
+
+    def _server_time(self) -> int | None:
+        """The server's Date without asking who it is: good for a diagnosis, and for nothing else. Nothing is sent to it."""
+        parts = urlsplit(self.settings.server_token_endpoint or self.settings.server_issuer)
+        if parts.scheme != "https" or self.settings.server_proxy:
+            return None
+        context = ssl._create_unverified_context()  # noqa: S323  # see above
+        connection = HTTPSConnection(parts.hostname or "", parts.port or 443, timeout=PATIENCE, context=context)
+        try:
+            return within(PATIENCE, lambda: _date(connection))
+        except (OSError, HTTPException, PiAgentError):
+            return None
+        finally:
+            connection.close()
+
+    # The way to the server
+
+    def _dns(self) -> Finding:
+        parts = urlsplit(self.settings.server_proxy or self.known.token_endpoint)
+        host, port = parts.hostname or "", parts.port or (443 if parts.scheme == "https" else 80)
+        who = "the proxy" if self.settings.server_proxy else "the server"
+        try:
+            found = within(PATIENCE, lambda: socket.getaddrinfo(host, port, type=socket.SOCK_STREAM))
+        except OSError as error:
+            text = f"the name of {who}, {host}, cannot be found: {error.strerror}"
+            raise StopHere(Finding("dns", BAD, text, f"resolvectl query {host}")) from None
+        except TransportError:
+            text = f"no answer about the name of {who}, {host}, within {PATIENCE:g} s"
+            raise StopHere(Finding("dns", BAD, text, "resolvectl status")) from None
+        self._address = host, port
+        addresses = sorted({str(each[4][0]) for each in found})
+        return Finding("dns", OK, f"{host}: {', '.join(addresses[:3])}")
+
+    def _tcp(self) -> Finding:
+        host, port = self._address
+        try:
+            socket.create_connection(self._address, PATIENCE).close()
+        except OSError as error:
+            why = error.strerror or "no answer"
+            raise StopHere(Finding("tcp", BAD, f"{host} port {port}: {why}", f"nc -vz {host} {port}")) from None
+        return Finding("tcp", OK, f"{host} port {port} answers")
+
+    def _tls(self) -> Finding:
+        parts = urlsplit(self.known.token_endpoint)
+        if parts.scheme == "http":
+            return Finding("tls", WARNING, "plain http, to this machine")
+        if self.settings.server_proxy:
+            return Finding("tls", OK, "through the proxy: seen with the next check")
+        context = ssl.create_default_context(cafile=self.settings.server_ca_file or None)
+        try:
+            with (
+                socket.create_connection(self._address, PATIENCE) as plain,
+                context.wrap_socket(plain, server_hostname=parts.hostname) as secured,
+            ):
+                return Finding("tls", OK, f"{secured.version()}, trusted")
+        except ssl.SSLCertVerificationError as error:
+            hint = f"openssl s_client -connect {self._address[0]}:{self._address[1]}"
+            raise StopHere(Finding("tls", BAD, f"the certificate: {error.verify_message}", hint)) from None
+        except OSError as error:
+            raise StopHere(Finding("tls", BAD, f"the handshake failed: {error.strerror or error}")) from None
+
+    def _metadata(self) -> Finding:
+        fields = self._fields()
+        try:
+            found = discovery.discover(
+                worker.transport(fields),
+                self.known.issuer,
+                loopback_http=self.settings.server_loopback_http,
+                which=self.settings.server_discovery,
+            )
+        except TransportError:
+            if not self.settings.server_token_endpoint:
+                raise
+            return Finding("metadata", OK, "none; the token endpoint stands in the settings")
+        endpoint = self.settings.server_token_endpoint or self.known.token_endpoint
+        if found.token_endpoint != endpoint:
+            text = f"the server's token endpoint is {found.token_endpoint}, ours is {endpoint}"
+            return Finding("metadata", WARNING, text, f"sudo pi-agent setup {self.known.issuer}")
+        return Finding("metadata", OK, f"{found.issuer} is who we think")
+
+    def _token(self) -> Finding:
+        answer = worker.refresh(self._fields() | {"action": "token"})
+        if answer["outcome"] == "token":
+            return Finding("token", OK, f"the server gives one for {answer['expires_in']} s")
+        text, hint = str(answer["message"]), str(answer["hint"])
+        if answer["outcome"] == "pending":
+            hint = hint or f"an operator runs: pi-fleet approve {self.known.client_id}"
+        return Finding("token", BAD, text, hint)
+
+    # The running agent
+
+    def _socket(self) -> Finding:
+        try:
+            status = client.ask("/v1/status", runtime=str(self.settings.runtime))
+        except AgentError as error:
+            return Finding("socket", BAD, str(error), error.hint or "")
+        return Finding("socket", OK, f"the agent says: {status['sentence']}")
+
+    def _sandbox(self) -> Finding:
+        try:
+            warnings = client.ask("/v1/status", runtime=str(self.settings.runtime))["warnings"]
+        except PiAgentError:
+            return Finding("sandbox", SKIPPED, "not seen: no agent is running")
+        if warnings:
+            return Finding("sandbox", WARNING, warnings[0])
+        return Finding("sandbox", OK, "the agent sees what it needs")
+
+    def _flash(self) -> Finding:
+        warnings = preparation.warnings(self.settings)
+        if warnings:
+            return Finding("flash", WARNING, warnings[0])
+        kind = mounts.kind_of(mounts.read(), self.settings.state)
+        return Finding("flash", OK, f"{self.settings.state} is on {kind or 'a disk'}; tokens stay in memory")
+
+    def _fields(self) -> dict[str, str]:
+        """What a worker needs, as the resident would hand it over."""
+        assert self.board is not None
+        given = {setting.attribute: str(getattr(self.settings, setting.attribute)) for setting in config.SETTINGS}
+        return given | {
+            "board": json.dumps(board_claims(self.board)),
+            "scope": " ".join(self.settings.token_scope.split()),
+            "audience": self.settings.token_resource,
+        }
+
+
+def _date(connection: HTTPSConnection) -> int | None:
+    connection.request("HEAD", "/")
+    return http_date(connection.getresponse().getheader("Date") or "")
+
+
+def _count(settings: config.Settings) -> str:
+    changed = sum(origin != config.BUILT_IN for origin in settings.origins.values())
+    return f"{changed} settings are not as built in"
