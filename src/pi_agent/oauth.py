@@ -31,13 +31,23 @@ _PERHAPS_A_TOKEN = re.compile(r"[A-Za-z0-9._~+/=-]{64,}")  # servers do say "bad
 class Token:
     """An access token as it was received: ``access_token``, ``scope`` (space-separated, may be empty), ``expires_in`` seconds.
 
-    ``refresh_token`` is "" where the server gave none (our own never does, RFC 7521 section 4.1).
+    ``refresh_token`` is "" where the server gave none (our own never does, RFC 7521 section 4.1). ``key_rotation``: our
+    own server would like the device to make a new key.
     """
 
-    __slots__ = ("access_token", "expires_in", "refresh_token", "scope")
+    __slots__ = ("access_token", "expires_in", "key_rotation", "refresh_token", "scope")
 
-    def __init__(self, access_token: str, *, expires_in: int, scope: str = "", refresh_token: str = "") -> None:
+    def __init__(
+        self,
+        access_token: str,
+        *,
+        expires_in: int,
+        scope: str = "",
+        refresh_token: str = "",
+        key_rotation: bool = False,
+    ) -> None:
         self.access_token = access_token
+        self.key_rotation = key_rotation
         self.expires_in = expires_in
         self.scope = scope
         self.refresh_token = refresh_token
@@ -62,12 +72,13 @@ def basic_credentials(client_id: str, secret: str) -> str:
 
 
 def token_answer(token: Token) -> dict[str, object]:
-    """The members of a successful answer (RFC 6749 section 5.1)."""
+    """The members of a successful answer (RFC 6749 section 5.1), and one of our own for a device of ours."""
     answer: dict[str, object] = {
         "access_token": token.access_token,
         "token_type": "Bearer",
         "expires_in": token.expires_in,
     }
+    answer |= {"key_rotation": "due"} if token.key_rotation else {}
     return answer | {"scope": token.scope} if token.scope else answer
 
 
@@ -105,7 +116,8 @@ def read_answer(
     renewal = members.get("refresh_token", "")
     if not isinstance(renewal, str) or len(renewal) > MAX_TOKEN_LENGTH or not _VSCHAR.issuperset(renewal):
         renewal = ""  # there is another way to the next token
-    return Token(text, expires_in=min(life, MAX_LIFE), scope=granted, refresh_token=renewal)
+    due = members.get("key_rotation") == "due"
+    return Token(text, expires_in=min(life, MAX_LIFE), scope=granted, refresh_token=renewal, key_rotation=due)
 
 
 def refusal(status: int, members: dict[str, object], retry_after: int | None) -> OAuthError | TransportError:

@@ -187,6 +187,8 @@ class Agent:
         slot.renewing = False
         if fields.get("anchor"):
             self._anchor = float(fields["anchor"])
+        if fields.get("note"):
+            self._journal.report("key", fields["note"], fields["note"], now, level=WARNING)
         if self._signed_out:
             return  # whatever it brought was asked for before
         before = slot.outcome
@@ -338,7 +340,8 @@ class Agent:
             self._reload(now)
 
     def _reload(self, now: float) -> None:
-        variables = {name: value for name, value in os.environ.items() if name.startswith("PI_AGENT_")}
+        kept = children.KEY_VARIABLES
+        variables = {name: value for name, value in os.environ.items() if name.startswith("PI_AGENT_") or name in kept}
         command = children.python(self.settings, "pi_agent.device.preparation")
         said = frames.pack({"flags": self.settings["flags"]})
         try:

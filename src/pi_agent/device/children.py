@@ -11,6 +11,9 @@ import os
 
 from pi_agent.device import frames
 
+# What systemd and the makers of PKCS #11 modules tell whoever uses a key, by the environment and no other way.
+KEY_VARIABLES = ("CREDENTIALS_DIRECTORY", "SOFTHSM2_CONF", "TPM2_PKCS11_STORE", "TPM2_PKCS11_TCTI", "PKCS11_SQL_LOCK")
+
 _ended: list[int] = []  # killed, and not yet gone: a process that hangs in the kernel must not hang us
 
 

@@ -88,6 +88,7 @@ SETTINGS = (
     Setting("sinks.token_file", "", "file below /run that always holds the current token"),
     Setting("sinks.environment_file", "", "file below /run with PI_AGENT_TOKEN=, for EnvironmentFile="),
     Setting("sinks.hooks", "", "folder with on-token.d, on-refused.d, on-failed.d and on-pending.d"),
+    Setting("key.store", "file", "where a new key is: file, credential, firmware, firmware:SLOT or a pkcs11: URI"),
     Setting("key.algorithm", "ES256", "algorithm of a new key", ("ES256", "EdDSA", "RS256", "PS256")),
 )
 _BY_NAME = {setting.name: setting for setting in SETTINGS}
@@ -148,6 +149,7 @@ class Settings:
     sinks_token_file: str
     sinks_environment_file: str
     sinks_hooks: str
+    key_store: str
     key_algorithm: str
     allow: tuple[AllowRule, ...] = ()
     origins: Mapping[str, str] = field(default_factory=dict, compare=False)

@@ -7,8 +7,11 @@ therefore cannot redirect a write, and a power cut cannot tear one (requirements
 
 from __future__ import annotations
 
+import fcntl
 import os
 import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from pi_agent.errors import KeyFileError
@@ -94,6 +97,20 @@ def create(path: Path, data: bytes, *, mode: int = 0o600) -> None:
 def replace(path: Path, data: bytes, *, mode: int = 0o600) -> None:
     """Put ``data`` at ``path`` in place of what is there. Raises KeyFileError when it cannot be written."""
     _place(path, data, mode, replace=True)
+
+
+@contextmanager
+def locked(directory: Path) -> Iterator[None]:
+    """Alone among the processes that ask for ``directory`` this way. Raises KeyFileError."""
+    try:
+        handle = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    except OSError as error:
+        raise _failed("open", directory, error) from error
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(handle)
 
 
 def remove(path: Path) -> None:

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from pi_agent.board import board_claims
-from pi_agent.device import allow, config, files, frames, identity, mounts
+from pi_agent.device import allow, children, config, files, frames, golden, identity, joining, mounts
 from pi_agent.device.commands.board import to_json
 from pi_agent.device.probe import probe
 from pi_agent.errors import ConfigError, PiAgentError
@@ -43,6 +43,7 @@ def prepare(flags: Mapping[str, Any]) -> dict[str, str]:
     settings = config.load(flags)
     known = identity.load(settings.state)
     board = probe(str(settings.root))
+    golden.check(settings.state, board.serial or "")
     known.check_board(board.serial or "")
     files.sweep(settings.state)
     files.make_directory(settings.runtime, 0o750)
@@ -54,12 +55,13 @@ def prepare(flags: Mapping[str, Any]) -> dict[str, str]:
         "client_id": known.client_id,
         "board": json.dumps(board_claims(board)),
         "board_document": json.dumps(to_json(board)),
-        "key": "file",
+        "key": joining.load_key(settings.state, known).protection,
+        "key_variables": json.dumps({name: os.environ[name] for name in children.KEY_VARIABLES if name in os.environ}),
         "scope": " ".join(settings.token_scope.split()),
         "resource": settings.token_resource,
         "spread": str(settings.token_spread),
         "phase": f"{_phase(known.kid):.6f}",
-        "allow": allow.pack(map(_rule, settings.allow)),
+        "allow": allow.pack(map(resolve, settings.allow)),
         "socket_gid": str(_gid(settings.local_group, settings.origins["local.group"])) if settings.local_group else "",
         "token_file": settings.sinks_token_file,
         "environment_file": settings.sinks_environment_file,
@@ -82,16 +84,29 @@ def warnings(settings: config.Settings) -> list[str]:
             f"{settings.state} is on {kind} and is gone after the next boot: a new device each time. "
             "Give it a partition of its own (overlayroot=tmpfs:recurse=0)"
         )
+    if not Path("/proc/sys/kernel/random/boot_id").exists():
+        found.append("the boot id is hidden, so a copied card stays unnoticed: remove ProcSubset=pid from the unit")
+    if not _sees_all_users():
+        found.append("callers cannot be told apart: remove PrivateUsers=yes from the unit")
     for path in filter(None, (settings.sinks_token_file, settings.sinks_environment_file)):
         if mounts.kind_of(mounted, Path(path).parent) not in mounts.MEMORY:
             found.append(f"{path} is not in memory: every token is written to the card; use a folder below /run")
     return found
 
 
-def _rule(rule: config.AllowRule) -> allow.Rule:
+def resolve(rule: config.AllowRule) -> allow.Rule:
+    """The rule with numbers in place of names. Raises ConfigError for a user or group that does not exist."""
     uid = _uid(rule.user, rule.label) if rule.user else None
     gid = _gid(rule.group, rule.label) if rule.group else None
     return allow.Rule(rule.label, uid, gid, list(rule.audiences), list(rule.scopes))
+
+
+def _sees_all_users() -> bool:
+    """False in a user namespace that maps only some users: all others look like 65534 to SO_PEERCRED."""
+    try:
+        return Path("/proc/self/uid_map").read_text(encoding="ascii").split()[2:3] == ["4294967295"]
+    except OSError:
+        return True
 
 
 def _uid(name: str, origin: str) -> int:

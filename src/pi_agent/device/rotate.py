@@ -8,6 +8,7 @@
 A cut between any two steps leaves an identity that says where to go on, and every step can be done again: the server
 answers the same to a key that it knows. When the server says no, or is not there, the old key goes on as if nothing had
 been. The key before is kept because a server that is restored from a backup may know no other (``sign_back_in``).
+Workers may run side by side: the identity is read again and changed under a lock, and only from what it was.
 """
 
 from __future__ import annotations
@@ -18,22 +19,26 @@ from pathlib import Path
 from typing import Any
 
 from pi_agent import assertion
-from pi_agent.device import identity
+from pi_agent.device import files, identity
 from pi_agent.device.discovery import discover
 from pi_agent.device.enroll import NONCE_WANTED
 from pi_agent.device.identity import Identity
+from pi_agent.device.joining import load_key
 from pi_agent.device.keys import KeyStore, stores
 from pi_agent.device.transport import Answer, Transport
-from pi_agent.errors import KeyFileError, OAuthError, PiAgentError, TransportError
+from pi_agent.errors import ConflictError, OAuthError, PiAgentError, TransportError
 
 
 def begin(state: Path, known: Identity, location: str) -> Identity:
-    """Write down that the next key will be at ``location``. A rotation that is under way stays as it is."""
-    if known.next_key:
-        return known
-    begun = replace(known, next_key=location)
-    identity.store(state, begun)
-    return begun
+    """Write down that the next key will be at ``location``. A rotation that is under way stays as it is.
+
+    Raises ConflictError when the identity has changed since ``known`` was read, KeyFileError when it cannot be written.
+    """
+    with files.locked(state):
+        found = identity.load(state)
+        if found.next_key and found.key == known.key:
+            return found
+        return _change(state, found, known, replace(known, next_key=location))
 
 
 def key_to_use(state: Path, known: Identity, transport: Transport, *, loopback_http: bool, now: int) -> KeyStore:
@@ -42,28 +47,33 @@ def key_to_use(state: Path, known: Identity, transport: Transport, *, loopback_h
     ``now`` is in seconds since 1970. Raises KeyFileError when the key in use cannot be used.
     """
     if not known.next_key:
-        return _load(known.key, state)
+        return load_key(state, known)
     try:
         key = stores.load_or_create(known.next_key, state)
-        sign_in(transport, known, _load(known.key, state), key, loopback_http=loopback_http, now=now)
+        sign_in(transport, known, load_key(state, known), key, loopback_http=loopback_http, now=now)
     except PiAgentError:
-        return _load(known.key, state)  # it was not accepted, or not made: the next refresh tries again
+        return load_key(state, known)  # it was not accepted, or not made: the next refresh tries again
     return key
 
 
 def finish(state: Path, known: Identity, key: KeyStore) -> Identity:
-    """``key`` has been used: it is the key now, and the one before the last is gone. Raises KeyFileError."""
-    done = replace(known, key=known.next_key, kid=key.public_key().kid, next_key="", previous_key=known.key)
-    identity.store(state, done)
+    """``key`` has been used: it is the key now, and the one before the last is gone. Raises like ``begin``."""
+    kid = key.public_key().kid
+    done = replace(known, key=known.next_key, kid=kid, next_key="", previous_key=known.key)
+    with files.locked(state):
+        found = identity.load(state)
+        if found == done:
+            return done
+        _change(state, found, known, done)
     if known.previous_key:
         stores.discard(known.previous_key, state)
     return done
 
 
 def abandon(state: Path, known: Identity) -> Identity:
-    """Give a rotation up that nobody has used yet: the key in use stays. Raises KeyFileError."""
-    kept = replace(known, next_key="")
-    identity.store(state, kept)
+    """Give a rotation up that nobody has used yet: the key in use stays. Raises like ``begin``."""
+    with files.locked(state):
+        kept = _change(state, identity.load(state), known, replace(known, next_key=""))
     stores.discard(known.next_key, state)
     return kept
 
@@ -76,9 +86,9 @@ def sign_back_in(state: Path, known: Identity, transport: Transport, *, loopback
     if not known.previous_key:
         return False
     try:
-        old, key = _load(known.previous_key, state), _load(known.key, state)
+        old, key = stores.load(known.previous_key, state), load_key(state, known)
         sign_in(transport, known, old, key, loopback_http=loopback_http, now=now)
-    except PiAgentError:
+    except (PiAgentError, FileNotFoundError):
         return False
     return True
 
@@ -139,12 +149,8 @@ def _endpoint(transport: Transport, issuer: str, *, loopback_http: bool) -> str:
     return url
 
 
-def _load(location: str, state: Path) -> KeyStore:
-    try:
-        return stores.load(location, state)
-    except FileNotFoundError:
-        raise KeyFileError(
-            f"the key at {location} is gone",
-            path=str(state),
-            hint="restore it from a backup, or enroll anew: pi-agent wipe-identity && pi-agent setup URL",
-        ) from None
+def _change(state: Path, found: Identity, known: Identity, wanted: Identity) -> Identity:
+    if found != known:
+        raise ConflictError("the identity has changed in the meantime", hint="pi-agent key show")
+    identity.store(state, wanted)
+    return wanted

@@ -19,8 +19,8 @@ from pathlib import Path
 from typing import Any
 
 from pi_agent import __version__, oauth
-from pi_agent.device import clock, discovery, files, frames, identity, request
-from pi_agent.device.keys import KeyStore, file
+from pi_agent.device import clock, discovery, files, frames, identity, joining, request, rotate
+from pi_agent.device.keys import KeyStore, stores
 from pi_agent.device.transport import Transport
 from pi_agent.errors import ConfigError, OAuthError, PiAgentError, TransportError
 from pi_agent.jws import b64url
@@ -36,6 +36,7 @@ Fields = dict[str, str | int]
 def main() -> None:
     """One request. Leaves through ``os._exit``: nothing here is worth tearing down, and a thread may still hang."""
     settings = frames.unpack(sys.stdin.buffer.read(frames.MAX_FRAME))
+    os.environ.update(json.loads(settings["key_variables"]))
     answer = frames.pack(refresh(settings))
     sys.stdout.buffer.write(answer)
     sys.stdout.buffer.flush()
@@ -62,6 +63,10 @@ class Attempt:
         self._anchor = float(settings["anchor"]) if settings.get("anchor") else None
         self._transport = transport(settings)
         self._forgotten = False
+        self._state = Path(settings["state"])
+        self._known: identity.Identity
+        self._note = ""
+        self._loopback_http = settings["server_loopback_http"] == "True"
 
     def token(self) -> Fields:
         """A token, by the refresh token if there is one, else by the grant. Raises PiAgentError."""
@@ -73,11 +78,11 @@ class Attempt:
                 if error.error != "invalid_grant":
                     raise
                 self._forgotten = True
-        now = self._now(profile)
+        now = self._now(profile.issuer)
         try:
             return _answer(self._buy(profile, key))
         except OAuthError as error:
-            if error.error not in CLOCK_ERRORS or not self._is_off(now):
+            if not (error.error in CLOCK_ERRORS and (self._is_off(now) or self._is_back_in())):
                 raise
         return _answer(self._buy(profile, key))  # once more, with a new assertion that carries the server's time
 
@@ -90,13 +95,13 @@ class Attempt:
             url = discovery.discover(
                 self._transport,
                 profile.issuer,
-                loopback_http=self._settings["server_loopback_http"] == "True",
+                loopback_http=self._loopback_http,
                 which=self._settings["server_discovery"],
             ).revocation_endpoint
         if not url:
             return {"outcome": "revoked", "message": "the server cannot revoke; the token ends by itself"}
         for token in tokens:
-            form = request.revocation_form(profile, key, token, now=self._now(profile))
+            form = request.revocation_form(profile, key, token, now=self._now(profile.issuer))
             answer = self._transport.post_form(url, form, authorization=request.authorization(profile))
             if answer.status != 200:
                 raise TransportError(f"not revoked: the server answered {answer.status}", reason="answer")
@@ -118,15 +123,41 @@ class Attempt:
         """What the resident is to remember."""
         self._learn()
         learned: Fields = {"forget_refresh_token": "1"} if self._forgotten else {}
+        learned |= {"note": self._note} if self._note else {}
         return learned | ({} if self._anchor is None else {"anchor": repr(self._anchor)})
 
     def _profile_and_key(self) -> tuple[request.Profile, KeyStore]:
-        state = Path(self._settings["state"])
-        known = identity.load(state)
+        known = self._known = identity.load(self._state)
         board: dict[str, Any] = json.loads(self._settings["board"])
         known.check_board(board.get("serial") or "")
-        key = file.load(state, self._settings["key_algorithm"])
+        key = self._next_key(known) if known.next_key else joining.load_key(self._state, known)
         return profile(self._settings, known, key, board), key
+
+    def _next_key(self, known: identity.Identity) -> KeyStore:
+        return rotate.key_to_use(
+            self._state, known, self._transport, loopback_http=self._loopback_http, now=self._now(known.issuer)
+        )
+
+    def _is_back_in(self) -> bool:
+        """The server did not know the key, and does now (``rotate.sign_back_in``)."""
+        return rotate.sign_back_in(
+            self._state,
+            self._known,
+            self._transport,
+            loopback_http=self._loopback_http,
+            now=self._now(self._known.issuer),
+        )
+
+    def _turn_keys(self, key: KeyStore, token: oauth.Token) -> None:
+        """After the first use of a new key, or when the server asks for one. The token is good, whatever becomes of this."""
+        known = self._known
+        try:
+            if known.next_key and key.public_key().kid != known.kid:
+                self._known = rotate.finish(self._state, known, key)
+            elif token.key_rotation and not known.next_key:
+                self._known = rotate.begin(self._state, known, stores.successor(known.key))
+        except PiAgentError as error:
+            self._note = f"the key is not rotated yet: {error}"
 
     def _buy(self, profile: request.Profile, key: KeyStore, refresh_token: str = "") -> oauth.Token:
         scope = self._settings["scope"]
@@ -135,22 +166,24 @@ class Attempt:
             return request.token_form(
                 profile,
                 key,
-                now=self._now(profile),
+                now=self._now(profile.issuer),
                 audience=self._settings["audience"],
                 scope=scope,
                 refresh_token=refresh_token,
             )
 
-        return self._transport.buy(
+        token = self._transport.buy(
             profile.token_endpoint, form, scope=scope, authorization=request.authorization(profile)
         )
+        self._turn_keys(key, token)
+        return token
 
-    def _now(self, profile: request.Profile) -> int:
+    def _now(self, issuer: str) -> int:
         """The time to sign with. A clock that cannot be right is not signed with: the server is asked for its time first."""
         self._learn()
         now = clock.signing_time(time.time(), _boot(), self._anchor)
         if now is None:
-            self._transport.get_json(discovery.metadata_urls(profile.issuer)[0])
+            self._transport.get_json(discovery.metadata_urls(issuer)[0])
             self._learn()
             now = clock.signing_time(time.time(), _boot(), self._anchor)
         if now is None:

@@ -9,7 +9,8 @@ import sys
 import time
 from pathlib import Path
 
-from pi_agent.errors import ConflictError, UsageError
+from pi_agent import words
+from pi_agent.errors import UsageError
 
 HELP = "enroll this board at a server"
 PENDING = "pending"
@@ -40,8 +41,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """0 when the board is approved, 4 while it waits for approval or was refused."""
     from pi_agent.board import board_claims
-    from pi_agent.device import config, enroll, files, identity
-    from pi_agent.device.keys import file
+    from pi_agent.device import config, enroll, files, joining
     from pi_agent.device.probe import probe
     from pi_agent.device.transport import Transport
     from pi_agent.device.worker import agent_claims
@@ -50,12 +50,17 @@ def run(args: argparse.Namespace) -> int:
     settings = config.load(vars(args) | {"server_issuer": issuer})
     board = probe(str(settings.root))
     files.make_directory(settings.state, 0o700)
-    _check_issuer(settings.state, issuer)
+    known, key = joining.begin(
+        settings.state,
+        issuer=issuer,
+        serial=board.serial or "",
+        store=settings.key_store,
+        algorithm=settings.key_algorithm,
+    )
     transport = Transport(
         ca_file=settings.server_ca_file, proxy=settings.server_proxy, loopback_http=settings.server_loopback_http
     )
     metadata = enroll.discover(transport, issuer, loopback_http=settings.server_loopback_http)
-    key = file.load_or_create(settings.state)
     enrollment_token = _enrollment_token(args)
 
     def register() -> enroll.Registration:
@@ -72,9 +77,8 @@ def run(args: argparse.Namespace) -> int:
 
     registration = register()
     kid = key.public_key().kid
-    identity.store(
-        settings.state,
-        identity.Identity(issuer, registration.client_id, metadata.token_endpoint, kid, board.serial or ""),
+    joining.complete(
+        settings.state, known, key, client_id=registration.client_id, token_endpoint=metadata.token_endpoint
     )
     _write_config(settings)
     deadline = time.monotonic() + (args.wait or 0)
@@ -88,21 +92,6 @@ def run(args: argparse.Namespace) -> int:
         kid,
     )
     return 0 if registration.status == "approved" else 4
-
-
-def _check_issuer(state: Path, issuer: str) -> None:
-    from pi_agent.device import identity
-    from pi_agent.errors import ConfigError
-
-    try:
-        known = identity.load(state)
-    except ConfigError:
-        return  # not set up yet: that is what we are here for
-    if known.issuer != issuer:
-        raise ConflictError(
-            f"this board is enrolled at {known.issuer} as {known.client_id}",
-            hint="to leave that server for good: pi-agent wipe-identity",
-        )
 
 
 def _enrollment_token(args: argparse.Namespace) -> str:
@@ -125,6 +114,7 @@ def _write_config(settings: object) -> None:
         "server.ca_file": settings.server_ca_file,
         "server.proxy": settings.server_proxy,
         "server.loopback_http": settings.server_loopback_http,
+        "key.store": settings.key_store if settings.key_store != "file" else "",
     }
     config.write(settings.config, {name: value for name, value in given.items() if value})
 
@@ -134,13 +124,16 @@ def _show(args: argparse.Namespace, facts: dict[str, str], registration: object,
 
     assert isinstance(registration, Registration)
     document = {"client_id": registration.client_id, "status": registration.status, "kid": kid}
+    document |= {"code": words.code(kid), "words": " ".join(words.words(kid))}
     if args.json:
         print(json.dumps({"schema": "pi-agent.setup/1"} | facts | document))
         return
     for name, value in (facts | {"device id": registration.client_id, "key": kid}).items():
         print(f"{name:<11}{value}")
     if registration.status == PENDING:
-        print(f"{'status':<11}waiting for approval. An operator approves it with:")
+        print(f"{'code':<11}{words.code(kid)}")
+        print(f"{'words':<11}{' '.join(words.words(kid))}")
+        print(f"{'status':<11}waiting for approval. An operator who sees the same code and words approves it with:")
         print(f"{'':<11}pi-fleet approve {registration.client_id}")
     else:
         print(f"{'status':<11}{registration.status}")
