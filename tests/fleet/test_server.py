@@ -1,0 +1,262 @@
+"""The server as it runs: a real process, real sockets, a real database file. Requirements B-21, B-23, E-12, G-01, RS-01 to RS-07."""
+
+from __future__ import annotations
+
+import http.client
+import os
+import shutil
+import signal
+import socket
+import sqlite3
+import stat
+import time
+from collections import Counter
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from fleet.live import CLEAN, COMMAND, LiveFleet, closed_within, run
+from fleet.support import FORM, Pi, exchange
+from pi_agent.fleet import server
+from pi_agent.fleet.asgi import Application
+
+
+@pytest.fixture(scope="module")
+def live(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LiveFleet]:
+    """One server for the tests that only talk to it."""
+    fleet = LiveFleet(tmp_path_factory.mktemp("live") / "data", "--no-rate-limit")
+    yield fleet
+    if fleet.process.poll() is None:
+        fleet.stop()
+
+
+def test_the_greeting_says_all_that_is_needed(live: LiveFleet) -> None:
+    """Where it listens, the issuer, the data folder, a way to sign in, and the command for the first device."""
+    for part in (live.issuer, str(live.data), "/sign-in/", f"pi-agent setup {live.issuer}", "devices status:pending"):
+        assert part in live.greeting
+    assert "15 minutes" in live.greeting
+
+
+def test_the_data_folder_is_private(live: LiveFleet) -> None:
+    """The folder 0700; everything in it 0600, the socket too."""
+    assert stat.S_IMODE(live.data.stat().st_mode) == 0o700
+    for path in live.data.iterdir():
+        assert stat.S_IMODE(path.stat().st_mode) == 0o600, path.name
+
+
+def test_a_device_is_served(live: LiveFleet) -> None:
+    """Enrolled, approved by the command, and given a token; all over real HTTP."""
+    pi = live.enroll(approved=False)
+    assert live.ask(pi.form()).json["error"] == "authorization_pending"
+    assert live.cli("approve", pi.client_id, "--yes").stdout == f"{pi.client_id}\n"
+    assert live.ask(pi.form()).status == 200
+
+
+def test_b21_of_fifty_parallel_posts_one_is_served(live: LiveFleet) -> None:
+    """Five rounds of fifty over fifty connections: one token each, every other answer invalid_grant, none a 5xx."""
+    pi = live.enroll(board=None)
+    with ThreadPoolExecutor(50) as pool:
+        for _ in range(5):
+            replies = list(pool.map(live.ask, [pi.form()] * 50))
+            assert Counter(reply.status for reply in replies) == {200: 1, 400: 49}
+            assert {reply.json["error"] for reply in replies if reply.status == 400} == {"invalid_grant"}
+
+
+def test_rs06_slow_clients_hold_up_nobody(live: LiveFleet) -> None:
+    """A hundred half requests, in headers and in bodies, while a device gets its token."""
+    pi = live.enroll(board=None)
+    slow = [live.connect() for _ in range(100)]
+    for number, connection in enumerate(slow):
+        head = f"POST /oauth/token HTTP/1.1\r\nHost: x\r\nContent-Type: {FORM}\r\n"
+        connection.sendall((head + ("Content-Length: 999\r\n\r\ngrant_type=" if number % 2 else "X-Slow: ")).encode())
+    try:
+        begin = time.monotonic()
+        assert live.ask(pi.form()).status == 200
+        assert time.monotonic() - begin < server.HEADER_SECONDS
+    finally:
+        for connection in slow:
+            connection.close()
+
+
+def test_rs07_malformed_http_is_closed(live: LiveFleet) -> None:
+    """Garbage, two lengths, a length with chunks, an endless header: one refusal at most, then the end."""
+    head = b"POST /oauth/token HTTP/1.1\r\nHost: x\r\n"
+    for hostile in (
+        b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03" + bytes(64), b"GET\r\n\r\n", b"GET /healthz HTTP/9.9\r\n\r\n",
+        head + b"Content-Length: 1\r\nContent-Length: 2\r\n\r\nxx", head + b"Content-Length: -1\r\n\r\n",
+        head + b"Content-Length: 4\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\nGET /healthz HTTP/1.1\r\n\r\n",
+        head + b"X: " + b"y" * (server.MAX_HEADER_BYTES + 300_000),
+    ):  # fmt: skip
+        with live.connect() as connection:
+            try:
+                connection.sendall(hostile)
+            except OSError:
+                continue  # it hung up while we were still talking
+            assert closed_within(connection, 5), hostile[:60]
+    assert live.request("GET", "/healthz").status == 200
+
+
+def test_b01_an_endless_body_ends(live: LiveFleet) -> None:
+    """Chunks without end get 413 after 64 KiB, announced lengths at once."""
+    with live.connect() as connection:
+        connection.sendall(
+            f"POST /oauth/token HTTP/1.1\r\nHost: x\r\nContent-Type: {FORM}\r\nTransfer-Encoding: chunked\r\n\r\n".encode()
+        )
+        for _ in range(80):
+            try:
+                connection.sendall(b"400\r\n" + b"a" * 1024 + b"\r\n")
+            except OSError:
+                break
+        assert closed_within(connection, 5)
+
+
+def test_the_local_socket_knows_its_peer(live: LiveFleet) -> None:
+    """SO_PEERCRED opens the API to the owner of the folder on the socket; over TCP nothing opens it."""
+    assert live.request("GET", "/api/v1/devices").status == 401
+    connection = http.client.HTTPConnection("localhost")
+    connection.sock = socket.socket(socket.AF_UNIX)
+    connection.sock.connect(str(live.data / "fleet.sock"))
+    connection.request("GET", "/api/v1/devices")
+    answer = connection.getresponse()
+    assert (answer.status, b"meaning" in answer.read()) == (200, True)
+    connection.close()
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
+def test_another_user_is_no_operator(app: Application) -> None:
+    """A peer on the local socket that neither owns the folder nor is root gets 401."""
+    assert exchange(app, "GET", "/api/v1/devices", client=("uid", 12345)).status == 401
+    assert exchange(app, "GET", "/api/v1/devices", client=("uid", os.geteuid())).status == 200
+
+
+def test_e12_a_second_server_is_told_of_the_first(live: LiveFleet) -> None:
+    """The folder is locked; the live socket stays where it is."""
+    second = run("--data", str(live.data), "serve", "--bind", "127.0.0.1:0")
+    assert second.returncode == 6
+    assert f"(process {live.process.pid})" in second.stderr
+    assert live.cli("devices").returncode == 0
+
+
+def test_an_address_in_use_is_said(live: LiveFleet, tmp_path: Path) -> None:
+    """With the setting to change."""
+    second = run("--data", str(tmp_path / "other"), "serve", "--bind", f"127.0.0.1:{live.port}")
+    assert second.returncode == 2
+    assert "cannot listen" in second.stderr and "--bind" in second.stderr
+
+
+def test_an_open_address_needs_an_issuer(tmp_path: Path) -> None:
+    """Beyond loopback the server's name cannot be guessed."""
+    refused = run("--data", str(tmp_path / "data"), "serve", "--bind", "0.0.0.0:0")
+    assert refused.returncode == 2
+    assert "--issuer https://" in refused.stderr
+
+
+def test_sigterm_ends_it_cleanly_and_nothing_secret_was_said(tmp_path: Path) -> None:
+    """Exit 0 within seconds, also with idle and half-open connections, and no socket is left behind (requirement G-01).
+
+    Good, bad and broken requests leave neither assertions nor tokens on stderr, nor a line for each.
+    """
+    fleet = LiveFleet(tmp_path / "data")
+    pi = fleet.enroll()
+    assertion = pi.assertion()
+    token = fleet.ask(pi.form(assertion)).json["access_token"]
+    fleet.ask(pi.form(assertion))
+    fleet.request("GET", f"/nowhere?{assertion}", headers={"host": "evil.example"})
+    fleet.request("GET", "/devices/%1b", headers={"authorization": f"Bearer {token}"})
+    with fleet.connect() as idle, fleet.connect() as half:
+        half.sendall(b"POST /oauth/token HTTP/1.1\r\nHost: x\r\nContent-Length: 10\r\n\r\nab")
+        idle.sendall(b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n")
+        assert idle.recv(4096).startswith(b"HTTP/1.1 200 OK\r\n")
+        begin = time.monotonic()
+        assert fleet.stop() == (0, "")
+        assert time.monotonic() - begin < server.GRACE_SECONDS
+    assert not (fleet.data / "fleet.sock").exists()
+
+
+def test_b23_a_used_assertion_outlives_kill_9(tmp_path: Path) -> None:
+    """Killed and started again on the same port: the stale socket is replaced, and the assertion stays used."""
+    fleet = LiveFleet(tmp_path / "data")
+    pi = fleet.enroll()
+    body = pi.form()
+    assert fleet.ask(body).status == 200
+    fleet.stop(signal.SIGKILL)
+    assert (fleet.data / "fleet.sock").exists()
+
+    again = LiveFleet(fleet.data, bind=f"127.0.0.1:{fleet.port}")
+    try:
+        refused = again.ask(body)
+        assert (refused.status, refused.json["error"]) == (400, "invalid_grant")
+        assert "used before" in refused.json["error_description"]
+        assert again.ask(pi.form()).status == 200
+        assert again.cli("device", pi.client_id).returncode == 0
+    finally:
+        again.stop()
+
+
+def test_rs03_what_was_answered_is_in_the_database_after_kill_9(tmp_path: Path) -> None:
+    """Every token that was given before the kill has its assertion on disk; the database is sound."""
+    fleet = LiveFleet(tmp_path / "data", "--no-rate-limit")
+    devices = [fleet.enroll(board=None) for _ in range(3)]
+    spent: list[str] = []
+
+    def keep_asking(pi: Pi) -> None:
+        for number in range(500):
+            jti = f"{pi.client_id}-{number:08}"
+            try:
+                if fleet.ask(pi.form(pi.assertion(jti=jti))).status == 200:
+                    spent.append(jti)
+            except (OSError, http.client.HTTPException):
+                return
+
+    with ThreadPoolExecutor(3) as pool:
+        running = [pool.submit(keep_asking, pi) for pi in devices]
+        while len(spent) < 30:
+            time.sleep(0.01)
+        fleet.stop(signal.SIGKILL)
+        for each in running:
+            each.result()
+    with sqlite3.connect(fleet.data / "fleet.sqlite3") as database:
+        known = {row[0] for row in database.execute("SELECT jti FROM fleet_usedassertion")}
+        assert database.execute("PRAGMA integrity_check").fetchone() == ("ok",)
+    database.close()
+    assert set(spent) <= known
+
+
+def test_rs01_a_locked_database_is_a_503_and_passes(tmp_path: Path) -> None:
+    """While somebody else holds the write lock: 503 with Retry-After. Afterwards: the same assertion buys its token."""
+    data = tmp_path / "data"
+    data.mkdir(mode=0o700)
+    (data / "fleet.toml").write_text("busy_timeout = 0.1\n")
+    fleet = LiveFleet(data)
+    try:
+        pi = fleet.enroll()
+        body = pi.form()
+        other = sqlite3.connect(data / "fleet.sqlite3", isolation_level=None)
+        other.execute("BEGIN IMMEDIATE")
+        reply = fleet.ask(body)
+        assert (reply.status, int(reply.headers["retry-after"]) > 0) == (503, True)
+        assert fleet.request("GET", "/oauth/jwks").status == 200
+        other.rollback()
+        other.close()
+        assert fleet.ask(body).status == 200
+    finally:
+        fleet.stop()
+
+
+def test_without_the_extra_the_command_to_install_is_named(tmp_path: Path) -> None:
+    """``pi-fleet serve`` where Django is missing."""
+    (tmp_path / "django.py").write_text("raise ModuleNotFoundError(\"No module named 'django'\", name='django')\n")
+    (tmp_path / "uvicorn.py").write_text("raise ModuleNotFoundError(\"No module named 'uvicorn'\", name='uvicorn')\n")
+    path = os.pathsep.join(filter(None, [str(tmp_path), CLEAN.get("PYTHONPATH")]))
+    refused = run("--data", str(tmp_path / "data"), "serve", env={"PYTHONPATH": path})
+    assert refused.returncode == 2
+    assert "pip install 'pi-agent[fleet]'" in refused.stderr
+    assert "Traceback" not in refused.stderr
+
+
+def test_the_command_is_there() -> None:
+    """The entry point of the package is the function that these tests run."""
+    found = shutil.which("pi-fleet", path=str(Path(COMMAND[0]).parent))
+    assert found is None or "pi_agent.fleet.cli" in Path(found).read_text()
