@@ -21,6 +21,7 @@ from pi_agent.device.local import MAX_REQUEST, BadRequestError, Request, answer,
 MAX_CALLERS = 2000
 MAX_CALLERS_PER_UID = 1000
 REQUESTS_PER_SECOND, BURST = 1000.0, 5000.0
+MAX_UNSENT = 16 * 1024  # a caller who asks on without reading waits, and costs no memory
 REQUEST_TIME, IDLE_TIME = 5.0, 60.0
 SWEEP = 1.0
 SO_PEERGROUPS = 59  # include/uapi/asm-generic/socket.h
@@ -49,6 +50,10 @@ class Caller:
         self.events = select.EPOLLIN
         self.parked: Request | None = None
         self.closing = False
+
+    def must_wait(self) -> bool:
+        """What was received next is not to be answered now."""
+        return self.closing or self.parked is not None or len(self.to_send) > MAX_UNSENT
 
     def is_idle(self) -> bool:
         return not (self.received or self.to_send or self.parked)
@@ -105,7 +110,10 @@ class Doors:
     def close(self) -> None:
         if self._path:
             entrance.remove(self._path)
+        for caller in list(self._callers.values()):
+            self._dismiss(caller)
         self._door.close()
+        os.close(self._reserve)
         os.close(self._lock)
 
     def _welcome(self, now: float) -> None:
@@ -168,16 +176,18 @@ class Doors:
             if events & (select.EPOLLHUP | select.EPOLLERR) and not caller.to_send:
                 self._dismiss(caller)
                 return
-            self._send(caller)
+            self._send(caller, now)
         except BlockingIOError:
             pass
         except OSError:
             self._dismiss(caller)
 
-    def _send(self, caller: Caller) -> None:
-        """Send what there is to send; raises OSError when the caller has gone."""
-        if caller.to_send:
-            caller.to_send = caller.to_send[_send_some(caller) :]
+    def _send(self, caller: Caller, now: float) -> None:
+        """Send what there is to send, and answer what was asked in the meantime; raises OSError when the caller has gone."""
+        while caller.to_send and (sent := _send_some(caller)):
+            caller.to_send = caller.to_send[sent:]
+            if not caller.to_send:
+                self._answer_received(caller, now)
         if not caller.to_send and caller.closing:
             self._dismiss(caller)
             return
@@ -197,7 +207,7 @@ class Doors:
 
     def _answer_received(self, caller: Caller, now: float) -> None:
         try:
-            while not caller.closing and not caller.parked and (found := parse(caller.received)):
+            while not caller.must_wait() and (found := parse(caller.received)):
                 request, length = found
                 caller.received = caller.received[length:]
                 if not self._spend(caller.peer.uid, now):
@@ -230,7 +240,7 @@ class Doors:
         if not caller.parked:
             self._answer_received(caller, now)
         try:
-            self._send(caller)
+            self._send(caller, now)
         except OSError:
             self._dismiss(caller)
 
