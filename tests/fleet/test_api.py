@@ -1,0 +1,220 @@
+"""REST under /api/v1: who gets in, what comes out, what it refuses. Requirements D-01, D-03, D-04, D-09, D-12, D-13."""
+
+from __future__ import annotations
+
+import json
+import os
+from typing import Any
+
+import pytest
+
+from fleet.conftest import approve
+from fleet.support import BOARD, Pi, Reply, ask, exchange, register
+from pi_agent.fleet import audit
+from pi_agent.fleet.asgi import Application
+from pi_agent.fleet.models import AuditEvent, Device
+
+ME = ("uid", os.geteuid())
+CHANGES = ("approve", "reject", "quarantine", "release", "revoke")
+
+
+def get(app: Application, path: str, client: tuple[str, int] = ME, **headers: str) -> Reply:
+    return exchange(app, "GET", f"/api/v1{path}", headers={"host": "localhost"} | headers, client=client)
+
+
+def post(app: Application, path: str, members: Any, client: tuple[str, int] = ME, **headers: str) -> Reply:
+    kind = {"host": "localhost", "content-type": "application/json"}
+    return exchange(app, "POST", f"/api/v1{path}", json.dumps(members).encode(), kind | headers, client)
+
+
+def problem(reply: Reply, status: int) -> str:
+    """The detail of a problem answer (RFC 9457)."""
+    assert reply.status == status, reply.body
+    assert reply.headers["content-type"] == "application/problem+json"
+    return str(reply.json["detail"])
+
+
+def test_the_list_says_what_it_lists(app: Application, pi: Pi) -> None:
+    """Schema, meaning, time, items, cursor, total; a device with board, key and times."""
+    answer = get(app, "/devices?query=model:2b%20memory:1gb").json
+    assert list(answer) == ["schema", "meaning", "as_of", "items", "next", "total"]
+    assert (answer["schema"], answer["meaning"]) == ("pi-fleet.devices/1", "model is 2B, memory is 1 GiB")
+    assert (answer["next"], answer["total"]) == (None, 1)
+    device = answer["items"][0]
+    assert {name: device[name] for name in BOARD} == BOARD
+    assert (device["id"], device["status"], device["key"], device["auth"]) == (pi.client_id, "approved", "file", None)
+    assert device["keys"][0]["kid"] == pi.public.kid
+
+
+def test_the_headline_question(app: Application, pi: Pi) -> None:
+    """Which Pi 2 boards with 1 GB authenticated in the past day?"""
+    question = "/devices?query=model:2b+memory:1gb+auth:1d"
+    assert get(app, question).json["items"] == []
+    assert ask(app, pi.form()).status == 200
+    assert [device["id"] for device in get(app, question).json["items"]] == [pi.client_id]
+
+
+def test_one_device_with_its_history(app: Application, pi: Pi) -> None:
+    """The same members, and the newest audit lines first."""
+    post(app, "/devices/quarantine", {"query": f"id:{pi.client_id}", "reason": "seen twice"})
+    device = get(app, f"/devices/{pi.client_id}").json
+    assert (device["schema"], device["status"], device["status_reason"]) == (
+        "pi-fleet.device/1",
+        "quarantined",
+        "seen twice",
+    )
+    actions = [event["action"] for event in device["events"]]
+    assert actions[0].startswith("device.quarantine") and actions[-1] == "device.enrolled"
+    assert "no such device" in problem(get(app, "/devices/pi-0000000000000000"), 404)
+
+
+def test_a_bad_query_is_explained(app: Application) -> None:
+    """Where it is wrong, and one that would work; never an empty list."""
+    reply = get(app, "/devices?query=modle:2b")
+    assert "modle" in problem(reply, 400)
+    assert (reply.json["position"], reply.json["suggestion"]) == (0, "model:2b")
+
+
+@pytest.mark.parametrize(
+    "parameters", ["limit=0", "limit=100000", "limit=x", "sort=password", "sort=--id", "cursor=AAAA", "cursor=%00"]
+)
+def test_d09_pages_and_orders_are_bounded(app: Application, parameters: str) -> None:
+    """Page sizes are capped, sort columns come from a list, a cursor is one of ours."""
+    problem(get(app, f"/devices?{parameters}"), 400)
+
+
+@pytest.mark.parametrize("sort", ["id", "-id", "name", "-auth", "memory", "-serial", "created", "status"])
+def test_pages_hold_every_device_once(app: Application, sort: str) -> None:
+    """In any order, unknown values included, also when a device goes away between two pages."""
+    names = ["a", "b", "b", "c"]
+    for number, name in enumerate(names * 2):
+        board = BOARD | {"serial": f"{number:016x}", "memory_mib": [None, 512, 1024][number % 3]}
+        register(app, Pi(board=board if number % 4 else None), client_name=name)
+    want = set(Device.objects.values_list("client_id", flat=True))
+    seen: list[str] = []
+    cursor = ""
+    while True:
+        answer = get(app, f"/devices?sort={sort}&limit=3" + (f"&cursor={cursor}" if cursor else "")).json
+        seen += [device["id"] for device in answer["items"]]
+        assert answer["total"] == 8
+        cursor = answer["next"]
+        if not cursor:
+            break
+        if len(seen) == 3:
+            Device.objects.filter(client_id=seen[0]).delete()
+    assert len(seen) == len(set(seen)) == 8 and set(seen) == want
+
+
+def test_a_cursor_belongs_to_its_query(app: Application) -> None:
+    """With another query or order it is refused, not misread."""
+    for _ in range(3):
+        register(app, Pi(board=None))
+    cursor = get(app, "/devices?limit=1").json["next"]
+    assert get(app, f"/devices?limit=1&cursor={cursor}").status == 200
+    problem(get(app, f"/devices?limit=1&cursor={cursor}&query=model:2b"), 400)
+    problem(get(app, f"/devices?limit=1&cursor={cursor}&sort=-id"), 400)
+
+
+@pytest.mark.parametrize(
+    ("change", "before", "after"),
+    [
+        ("approve", "pending", "approved"), ("approve", "rejected", "approved"), ("reject", "pending", "rejected"),
+        ("quarantine", "approved", "quarantined"), ("release", "quarantined", "approved"), ("revoke", "approved", "revoked"),
+        ("revoke", "pending", "revoked"), ("approve", "revoked", "revoked"), ("release", "revoked", "revoked"),
+        ("approve", "quarantined", "quarantined"), ("reject", "approved", "approved"), ("quarantine", "pending", "pending"),
+    ],
+)  # fmt: skip
+def test_a_change_starts_where_it_may(app: Application, pi: Pi, change: str, before: str, after: str) -> None:
+    """From one status to another, or not at all; nothing leads back from revoked. Twice is once (requirement D-13)."""
+    Device.objects.update(status=before)
+    lines = AuditEvent.objects.count()
+    for _ in range(2):
+        answer = post(app, f"/devices/{change}", {"query": f"id:{pi.client_id}", "reason": "because"}).json
+        assert (answer["matched"], Device.objects.get().status) == (1, after)
+    assert AuditEvent.objects.count() - lines == (before != after)
+
+
+def test_a_change_of_more_than_expected_changes_nothing(app: Application) -> None:
+    """``max`` is 1 unless said; the refusal says how many there are, and is in the audit log (NetBox 7445)."""
+    for _ in range(3):
+        register(app, Pi(board=None))
+    reply = post(app, "/devices/approve", {"query": "status:pending"})
+    assert "3 devices match" in problem(reply, 409)
+    assert Device.objects.filter(status="pending").count() == 3
+    assert AuditEvent.objects.get(result="refused").action == "device.approve"
+    assert len(post(app, "/devices/approve", {"query": "status:pending", "max": 3}).json["changed"]) == 3
+    assert audit.verify() is None
+
+
+def test_a_dry_run_changes_nothing(app: Application, pi: Pi) -> None:
+    """It says which devices would change."""
+    answer = post(app, "/devices/revoke", {"query": "id:*", "dry_run": True}).json
+    assert [device["id"] for device in answer["changed"]] == [pi.client_id]
+    assert Device.objects.get().status == "approved"
+
+
+def test_an_action_needs_a_query(app: Application, pi: Pi) -> None:
+    """No query is not every device."""
+    for text in ("", "   "):
+        problem(post(app, "/devices/revoke", {"query": text}), 400)
+    assert Device.objects.get().status == "approved"
+
+
+@pytest.mark.parametrize(
+    "members",
+    [{}, {"query": 5}, [], {"query": "id:*", "max": -1}, {"query": "id:*", "max": "all"}, {"query": "x" * 3000}],
+)
+def test_a_malformed_change_is_refused(app: Application, pi: Pi, members: Any) -> None:
+    """400 that names the member, and nothing has changed."""
+    assert problem(post(app, "/devices/revoke", members), 400)
+    assert Device.objects.get().status == "approved"
+
+
+def test_an_enrollment_token_is_shown_once(app: Application) -> None:
+    """It enrolls, for as many devices and the board it was made for, and no list ever shows it (requirement D-04)."""
+    made = post(app, "/enrollment-tokens", {"uses": 2, "ttl": 60, "serial": "00000000C0FFEE01"}).json
+    assert (made["schema"], made["uses"], made["serial"]) == ("pi-fleet.enrollment-token/1", 2, "00000000c0ffee01")
+    assert register(app, Pi(board=None), token=made["token"]).status == 401
+    assert register(app, Pi(), token=made["token"]).json["status"] == "approved"
+    assert made["token"] not in str(AuditEvent.objects.values_list())
+    for members in ({"uses": 0}, {"ttl": 0}, {"uses": "many"}, {"serial": ""}):
+        problem(post(app, "/enrollment-tokens", members), 400)
+
+
+PATHS = [
+    ("GET", "/devices"),
+    ("GET", "/devices/pi-0000000000000000"),
+    ("POST", "/enrollment-tokens"),
+    ("POST", "/sign-in-links"),
+]
+
+
+@pytest.mark.parametrize(("method", "path"), [*PATHS, *(("POST", f"/devices/{change}") for change in CHANGES)])
+def test_d01_without_credentials_nothing_opens(app: Application, pi: Pi, method: str, path: str) -> None:
+    """401 on every route, for strangers and for devices alike (requirement D-03)."""
+    token = ask(app, pi.form()).json["access_token"]
+    for headers in ({}, {"authorization": f"Bearer {token}"}, {"cookie": f"pi-fleet-session={token}"}):
+        members = {"query": "id:*"} if "/devices/" in path else {}
+        stranger = ("192.0.2.1", 1)
+        reply = (
+            post(app, path, members, stranger, **headers) if method == "POST" else get(app, path, stranger, **headers)
+        )
+        assert problem(reply, 401)
+    assert Device.objects.get().status == "approved"
+
+
+def test_another_host_name_is_refused(app: Application) -> None:
+    """A page of another name that resolves to this server reads nothing (DNS rebinding)."""
+    assert get(app, "/devices", host="evil.example").status == 400
+    assert get(app, "/devices", host="fleet.test").status == 200
+
+
+def test_every_change_is_in_the_chain(app: Application) -> None:
+    """Who, from where, what, to which device; and the chain is whole (requirement D-12)."""
+    pi = approve(app, Pi())
+    post(app, "/devices/quarantine", {"query": f"id:{pi.client_id}", "reason": "line\nbreak\x1b[31m"})
+    post(app, "/sign-in-links", {"operator": "alice"})
+    line = AuditEvent.objects.filter(device=pi.client_id).order_by("-id")[0]
+    assert (line.result, line.source) == ("done", f"uid {os.geteuid()}")
+    assert json.loads(line.detail)["reason"] == "line break [31m"
+    assert audit.verify() is None
