@@ -88,7 +88,10 @@ async def _exchange(app: Any, scope: dict[str, Any], body: bytes) -> Reply:
             answered.set()
 
     await app(scope, receive, send)
-    headers = {name.decode().lower(): value.decode("latin-1") for name, value in sent[0]["headers"]}
+    headers: dict[str, str] = {}
+    for name, value in sent[0]["headers"]:
+        seen = [headers[name.decode().lower()]] if name.decode().lower() in headers else []
+        headers[name.decode().lower()] = "\n".join([*seen, value.decode("latin-1")])  # a cookie a line
     return Reply(sent[0]["status"], headers, b"".join(message.get("body", b"") for message in sent[1:]))
 
 

@@ -1,0 +1,254 @@
+"""The pages, as a browser without JavaScript uses them. Requirements D-01, D-05 to D-08."""
+
+from __future__ import annotations
+
+import html
+import json
+import os
+import re
+from urllib.parse import urlencode, urlsplit
+
+import pytest
+
+from fleet.support import BOARD, FORM, Pi, Reply, ask, exchange, register
+from pi_agent.fleet.asgi import Application
+from pi_agent.fleet.models import AuditEvent, Device, SignInLink
+
+
+class Browser:
+    """Keeps cookies, sends forms with the token that stands in them, and asserts what every page must have."""
+
+    def __init__(self, app: Application) -> None:
+        self.app = app
+        self.cookies: dict[str, str] = {}
+        self.page = ""
+        self.reply: Reply
+
+    def request(self, method: str, path: str, body: bytes = b"", **headers: str) -> Reply:
+        jar = "; ".join(f"{name}={value}" for name, value in self.cookies.items())
+        sent = {"host": "fleet.test", "origin": "https://fleet.test", "cookie": jar, "content-type": FORM} | headers
+        self.reply = exchange(self.app, method, path, body, sent)
+        self.page = self.reply.body.decode()
+        for cookie in self.reply.headers.get("set-cookie", "").splitlines():
+            self.keep(cookie)
+        self.check_headers()
+        return self.reply
+
+    def keep(self, cookie: str) -> None:
+        name, _, value = cookie.partition(";")[0].partition("=")
+        if name and value.strip('"'):
+            self.cookies[name] = value
+
+    def check_headers(self) -> None:
+        """Requirement D-08, on every answer."""
+        headers = self.reply.headers
+        assert "default-src 'self'" in headers["content-security-policy"]
+        assert "frame-ancestors 'none'" in headers["content-security-policy"]
+        assert (headers["x-content-type-options"], headers["cache-control"]) == ("nosniff", "no-store")
+
+    def get(self, path: str) -> Reply:
+        return self.request("GET", path)
+
+    def post(self, path: str, **fields: str) -> Reply:
+        token = re.search(r'name="csrfmiddlewaretoken" value="([^"]+)"', self.page)
+        given = ({"csrfmiddlewaretoken": token[1]} if token else {}) | fields
+        return self.request("POST", path, urlencode(given).encode())
+
+
+def link(app: Application, operator: str = "alice") -> str:
+    """The path of a new sign-in link."""
+    body = json.dumps({"operator": operator}).encode()
+    headers = {"host": "localhost", "content-type": "application/json"}
+    made = exchange(app, "POST", "/api/v1/sign-in-links", body, headers, ("uid", os.geteuid()))
+    return str(urlsplit(made.json["url"]).path)
+
+
+def take(browser: Browser, path: str) -> Reply:
+    """Open a link and press its button."""
+    assert browser.get(path).status == 200
+    return browser.post("/sign-in", code=path.rpartition("/")[2])
+
+
+@pytest.fixture
+def browser(app: Application) -> Browser:
+    """A browser in which alice is signed in."""
+    browser = Browser(app)
+    assert take(browser, link(app)).status == 302
+    return browser
+
+
+def test_d01_strangers_are_sent_to_sign_in(app: Application, pi: Pi) -> None:
+    """Every page leads to the sign-in page, which tells nothing of the fleet."""
+    browser = Browser(app)
+    for path in ("/devices", f"/devices/{pi.client_id}"):
+        reply = browser.get(path)
+        assert (reply.status, urlsplit(reply.headers["location"]).path) == (302, "/sign-in")
+    assert "pi-fleet sign-in-link" in browser.get("/sign-in").body.decode()
+    assert pi.client_id not in browser.page
+
+
+def test_a_preview_does_not_burn_a_link(app: Application) -> None:
+    """GET shows a button, however often; the first POST opens a session; the second finds the link used."""
+    path = link(app)
+    for _ in range(3):
+        assert Browser(app).get(path).status == 200
+    first, second = Browser(app), Browser(app)
+    assert take(first, path).headers["location"] == "/devices"
+    assert first.get("/devices").status == 200
+    assert take(second, path).status == 400
+    assert "used before" in second.page
+    assert AuditEvent.objects.filter(action="operator.sign-in", actor="alice").count() == 1
+
+
+def test_a_link_is_good_for_minutes(app: Application) -> None:
+    """An expired link opens nothing, and a wrong one says the same (requirement D-06)."""
+    path = link(app)
+    SignInLink.objects.update(expires_at=1)
+    late, wrong = take(Browser(app), path), take(Browser(app), "/sign-in/AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA")
+    assert late.status == wrong.status == 400
+    strip = re.compile(rb'value="[^"]*"')
+    assert strip.sub(b"", late.body) == strip.sub(b"", wrong.body)
+
+
+def test_d04_a_link_is_kept_as_its_hash(app: Application) -> None:
+    """The database does not know the link."""
+    token = link(app).rpartition("/")[2]
+    assert token not in str(SignInLink.objects.values_list())
+
+
+def test_d05_the_session_cookie_is_guarded(app: Application) -> None:
+    """Secure, HttpOnly, SameSite=Strict, bound to this host, and new at sign-in."""
+    browser = Browser(app)
+    browser.cookies["__Host-pi-fleet-session"] = "planted"
+    reply = take(browser, link(app))
+    cookies = reply.headers["set-cookie"].splitlines()
+    cookie = next(cookie for cookie in cookies if cookie.startswith("__Host-pi-fleet-session="))
+    assert "planted" not in cookie
+    for part in ("Secure", "HttpOnly", "SameSite=Strict", "Path=/"):
+        assert part in cookie
+
+
+def test_d05_signing_out_ends_the_session(browser: Browser) -> None:
+    """The old cookie opens nothing afterwards."""
+    browser.get("/devices")
+    before = dict(browser.cookies)
+    assert browser.post("/sign-out").status == 302
+    browser.cookies = before
+    assert browser.get("/devices").status == 302
+
+
+def test_d05_a_change_needs_the_token_of_the_form(browser: Browser, pi: Pi) -> None:
+    """Without it, with another, or from another site: 403, and nothing has changed."""
+    path = f"/devices/{pi.client_id}"
+    browser.get(path)
+    body = urlencode({"action": "revoke"}).encode()
+    assert browser.request("POST", path, body).status == 403
+    assert browser.post(path, action="revoke", csrfmiddlewaretoken="x" * 64).status == 403
+    browser.get(path)
+    token = re.search(r'csrfmiddlewaretoken" value="([^"]+)"', browser.page)
+    assert token is not None
+    body = urlencode({"action": "revoke", "csrfmiddlewaretoken": token[1]}).encode()
+    assert browser.request("POST", path, body, origin="https://evil.example").status == 403
+    api = json.dumps({"query": "id:*"}).encode()
+    assert browser.request("POST", "/api/v1/devices/revoke", api, **{"content-type": "application/json"}).status == 403
+    assert Device.objects.get().status == "approved"
+
+
+def test_the_session_opens_the_api_for_reading(browser: Browser, pi: Pi) -> None:
+    """And for changes with the CSRF token in a header."""
+    assert browser.get("/api/v1/devices").json["total"] == 1
+
+
+def test_the_list_shows_what_the_query_means(browser: Browser, app: Application, pi: Pi) -> None:
+    """Meaning, count, tabs with counts, and the board of each device."""
+    assert ask(app, pi.form()).status == 200
+    browser.get("/devices?query=model:2b+memory:1gb+auth:1d")
+    page = re.sub(r"<[^>]+>", " ", html.unescape(browser.page))
+    for text in (
+        "model is 2B, memory is 1 GiB, authenticated after",
+        "kitchen",
+        pi.client_id,
+        "2B",
+        "1 GB",
+        BOARD["serial"],
+        "ago",
+        "UTC",
+    ):
+        assert str(text) in page, text
+    assert re.search(r"approved\s+1", page)
+
+
+def test_a_bad_query_is_explained_beside_it(browser: Browser) -> None:
+    """With a link to a query that works; the text stays in the box."""
+    assert browser.get("/devices?query=modle:2b").status == 400
+    assert 'value="modle:2b"' in browser.page
+    assert 'href="/devices?query=model%3A2b"' in browser.page
+
+
+def test_a_device_is_approved_with_a_reason(browser: Browser, app: Application) -> None:
+    """The button does it, the reason is kept, and the audit log has the operator."""
+    pi = Pi()
+    register(app, pi)
+    path = f"/devices/{pi.client_id}"
+    browser.get(path)
+    assert "Approve" in browser.page and "Release" not in browser.page
+    assert browser.post(path, action="approve", reason="kitchen display").status == 302
+    assert Device.objects.get().status == "approved"
+    line = AuditEvent.objects.filter(device=pi.client_id).order_by("-id")[0]
+    assert (line.actor, json.loads(line.detail)["reason"]) == ("alice", "kitchen display")
+    assert "kitchen display" in browser.get(path).body.decode()
+
+
+def test_an_unknown_device_is_a_404(browser: Browser) -> None:
+    """In our own words."""
+    assert browser.get("/devices/pi-0000000000000000").status == 404
+    assert browser.get("/nowhere/at/all").status == 404
+    assert "nothing here" in browser.page
+
+
+HOSTILE = (
+    "<img src=x onerror=alert(1)>",
+    "</td><script>alert(1)</script>",
+    '"><svg onload=alert(1)>',
+    "{{ user }}{% now %}",
+)
+
+
+@pytest.mark.parametrize("text", HOSTILE)
+def test_d07_what_a_device_says_is_text(browser: Browser, app: Application, text: str) -> None:
+    """Name, model, serial and agent version in list and page, and the query in its box, are shown and never run."""
+    board = BOARD | {"serial": text[:64], "model": text[:64]}
+    pi = Pi(board=board)
+    nonce = exchange(
+        app, "POST", "/oauth/register", json.dumps(pi.registration(None)).encode(), {"content-type": "application/json"}
+    ).json
+    proof = pi.proof(nonce["nonce"], agent={"version": text[:64], "key": "file", "simulated": False})
+    assert register(app, pi, client_name=text, proof=proof).status == 201
+    for path in (
+        "/devices",
+        f"/devices/{pi.client_id}",
+        "/devices?" + urlencode({"query": text}),
+        "/devices?" + urlencode({"status": text, "sort": text}),
+    ):
+        browser.get(path)
+        assert text not in browser.page or "<" not in text
+        assert not re.search(r"<(script|svg|img src=x)", browser.page)
+    assert html.escape(text) in browser.get(f"/devices/{pi.client_id}").body.decode()
+
+
+def test_d08_pages_need_nothing_from_elsewhere(browser: Browser, pi: Pi) -> None:
+    """Every address in a page is one of this server, and what it names is there."""
+    for path in ("/devices", f"/devices/{pi.client_id}", "/sign-in"):
+        browser.get(path)
+        for address in set(re.findall(r'(?:href|src|action)="([^"]*)"', browser.page)):
+            assert address.startswith("/") and not address.startswith("//"), address
+            if address.startswith("/static/"):
+                reply = exchange(browser.app, "GET", address)
+                assert reply.status == 200
+                assert b"http://" not in reply.body.replace(b"http://www.w3.org/2000/svg", b"")
+    assert exchange(browser.app, "GET", "/static/../views.py").status == 404
+
+
+def test_the_first_page_of_an_empty_fleet_helps(browser: Browser) -> None:
+    """It shows the command for the first device."""
+    assert "sudo pi-agent setup https://fleet.test" in browser.get("/devices").body.decode()
