@@ -163,7 +163,7 @@ FIELDS: dict[str, Field] = {
         Field("simulated", "Simulated", "flag", "whether it is a simulated board", FLAGS, optional=False),
     )
 }
-RESULTS = ("done", "refused")
+RESULTS = ("done", "refused", "noticed")
 AUDIT_FIELDS: dict[str, Field] = {  # what the audit log can be asked about
     field.name: field
     for field in (

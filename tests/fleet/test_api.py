@@ -138,11 +138,11 @@ def test_a_change_of_more_than_expected_changes_nothing(app: Application) -> Non
     """``max`` is 1 unless said; the refusal says how many there are, and is in the audit log (NetBox 7445)."""
     for _ in range(3):
         register(app, Pi(board=None))
-    reply = post(app, "/devices/approve", {"query": "status:pending"})
+    reply = post(app, "/devices/approve", {"query": "status:pending", "reason": "all"})
     assert "3 devices match" in problem(reply, 409)
     assert Device.objects.filter(status="pending").count() == 3
     assert AuditEvent.objects.get(result="refused").action == "device.approve"
-    assert len(post(app, "/devices/approve", {"query": "status:pending", "max": 3}).json["changed"]) == 3
+    assert len(post(app, "/devices/approve", {"query": "status:pending", "max": 3, "reason": "all"}).json["changed"]) == 3
     assert audit.verify() is None
 
 

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 
 from django.db import connection, transaction
 
+from pi_agent.fleet import webhooks
 from pi_agent.fleet.models import AuditEvent
 
 FIRST = "0" * 64
@@ -22,10 +23,11 @@ COVERED = ("at", "actor", "source", "action", "device", "result", "detail", "pre
 
 @dataclass(frozen=True, slots=True)
 class Actor:
-    """Who acts, and from where: an operator's name, a device, or the server itself."""
+    """Who acts, and from where: an operator's name, a device, or the server itself; and by which request, if by one."""
 
     name: str
     source: str
+    request: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +47,7 @@ def record(events: Iterable[Event], *, actor: Actor, now: int) -> None:
         for event in events:
             values = (*_values(event, actor, now), last)
             last = _digest(values)
+            webhooks.queue(event.action, event.device, event.detail, actor=actor.name, now=now)
             rows.append(AuditEvent(**dict(zip(COVERED, values, strict=True)), digest=last))
         AuditEvent.objects.bulk_create(rows, batch_size=100)
 
@@ -77,7 +80,8 @@ def verify() -> int | None:
 
 def _values(event: Event, actor: Actor, now: int) -> tuple[int | str, ...]:
     """What a line says, in the order of COVERED, but for the line before it."""
-    detail = json.dumps(event.detail, sort_keys=True)
+    request = {"request": actor.request} if actor.request else {}
+    detail = json.dumps({**event.detail, **request}, sort_keys=True)
     return now, actor.name[:128], actor.source[:64], event.action, event.device, event.result, detail
 
 

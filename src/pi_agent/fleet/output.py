@@ -79,23 +79,13 @@ def table(devices: Sequence[Device], now: int, columns: Iterable[str] = NARROW) 
     return "".join(f"{line}\n" for line in lines)
 
 
-def csv_text(devices: Sequence[Device]) -> str:
-    """RFC 4180 with a heading: the members of the JSON form, those that are one value."""
-    out = io.StringIO()
-    writer = csv.writer(out)
-    if devices:
-        names = [name for name, value in devices[0].items() if name != "keys"]
-        writer.writerow(names)
-        writer.writerows([_csv_cell(device[name]) for name in names] for device in devices)
-    return out.getvalue()
-
-
-def _csv_cell(value: object) -> str:
+def csv_cell(value: object) -> str:
+    """A value as a cell that no spreadsheet computes."""
     if value is None:
         return ""
-    text = plain(
-        ",".join(value) if isinstance(value, list) else str(value).lower() if value in (True, False) else str(value)
-    )
+    if isinstance(value, bool):
+        return str(value).lower()
+    text = plain(",".join(value) if isinstance(value, list) else str(value))
     return f"'{text}" if text.startswith(FORMULA) else text
 
 

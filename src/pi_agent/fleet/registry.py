@@ -1,55 +1,31 @@
-"""The registry as operators work with it: find devices by query, look at one, change many.
+"""The registry as operators read it: find devices by query, count them, look at one, take all of them away as rows.
 
-Whatever is listed, counted, exported or changed is chosen by the same ``Query``. A change is a conditional update from
-the statuses it may start at, bounded by how many devices the operator expects, with one audit line for each device in
-the same transaction.
+Whatever is listed, counted, exported or (in ``changes``) changed is chosen by the same ``Query``.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from itertools import islice
 from typing import Any
 
-from django.db import transaction
-from django.db.models import Count, Max, QuerySet
+from django.db.models import BigIntegerField, BooleanField, Case, Count, F, Func, Max, When
 
 from pi_agent import query as query_language
-from pi_agent.catalogue import MODELS, STATUSES
-from pi_agent.errors import ConflictError, QueryError, UnknownDeviceError, UsageError
-from pi_agent.fleet import audit, paging
-from pi_agent.fleet.audit import Actor, Event
+from pi_agent.catalogue import FIELDS, MODELS, STATUSES, fold
+from pi_agent.errors import UnknownDeviceError, UsageError
+from pi_agent.fleet import paging
+from pi_agent.fleet.access import RANK
+from pi_agent.fleet.changes import ACTIONS
 from pi_agent.fleet.models import AuditEvent, Device
-from pi_agent.fleet.selection import bounds, condition, opaque
+from pi_agent.fleet.selection import COLUMNS, bounds, condition, opaque
 
 MAX_LIMIT = 1000
 RECENT_EVENTS = 20
-BATCH = 500
-
-
-@dataclass(frozen=True, slots=True)
-class Action:
-    """Something an operator does to devices: from one of ``sources`` to ``target``. ``past`` is its word in the audit log."""
-
-    name: str
-    past: str
-    sources: tuple[str, ...]
-    target: str
-
-
-ACTIONS = {
-    action.name: action
-    for action in (
-        Action("approve", "approved", ("pending", "rejected"), "approved"),
-        Action("reject", "rejected", ("pending",), "rejected"),
-        Action("quarantine", "quarantined", ("approved",), "quarantined"),
-        Action("release", "released", ("quarantined",), "approved"),
-        Action("revoke", "revoked", ("pending", "approved", "quarantined", "rejected"), "revoked"),
-    )
-}
+COUNTED = tuple(name for name in FIELDS if name not in ("id", "name", "serial"))
+SPELLINGS = {fold("model", model): model for model in MODELS}
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,13 +40,12 @@ class Page:
 
 
 @dataclass(frozen=True, slots=True)
-class Change:
-    """What an action did, or with ``dry_run`` would do: ``changed`` of ``matched`` devices."""
+class Counts:
+    """Values of a field (None: not known) and how many devices have each."""
 
     meaning: str
-    target: str
-    matched: int
-    changed: Sequence[Device]
+    as_of: int
+    counts: list[tuple[Any, int]]
 
 
 def find(text: str, *, now: int, limit: int = 100, sort: str = "id", cursor: str = "") -> Page:
@@ -117,11 +92,32 @@ def count_by_status(text: str, *, now: int) -> dict[str, int]:
     return {status: found.get(status, 0) for status in STATUSES}
 
 
-def narrowed(text: str, status: str) -> str:
-    """The query text for those devices of ``text`` that have a status; all of them when it is empty."""
-    if not status:
-        return text
-    return f"({text}) status:{status}" if text.strip() else f"status:{status}"
+def count_by(text: str, by: str, *, now: int) -> Counts:
+    """How many devices of a query there are for each value of a field, the most frequent first; a time counts by UTC day.
+
+    Raises QueryError, or UsageError for a field that cannot be counted by.
+    """
+    if by not in COUNTED:
+        raise UsageError(f"cannot count by {by[:40]!r}", hint=f"by {', '.join(COUNTED)}")
+    query = query_language.parse(text, now)
+    matching = Device.objects.filter(condition(query)).order_by()
+    column: Any = F("tags__tag_key" if by == "tag" else COLUMNS[by])
+    if by == "late":
+        column = Case(When(due_at__lt=now, then=True), When(due_at__gte=now, then=False), output_field=BooleanField())
+    elif FIELDS[by].kind == "time":
+        column = Func(column, template="%(expressions)s / 86400 * 86400", output_field=BigIntegerField())
+    found = matching.values_list(column).annotate(count=Count("pk", distinct=by == "tag"))
+    counts = [(_spoken(by, value), count) for value, count in found]
+    return Counts(query.meaning(), now, sorted(counts, key=lambda pair: (-pair[1], str(pair[0]))))
+
+
+def _spoken(by: str, value: Any) -> Any:
+    """A counted value as it is written elsewhere: a day, or the spelling of a model that its folded form stands for."""
+    if value is None or by == "late":
+        return value
+    if FIELDS[by].kind == "time":
+        return datetime.fromtimestamp(value, UTC).strftime("%Y-%m-%d")
+    return SPELLINGS.get(value, value) if by == "model" else value
 
 
 def history(client_id: str, limit: int = RECENT_EVENTS) -> list[AuditEvent]:
@@ -129,57 +125,12 @@ def history(client_id: str, limit: int = RECENT_EVENTS) -> list[AuditEvent]:
     return list(AuditEvent.objects.filter(device=client_id).order_by("-id")[:limit])
 
 
-def act(name: str, text: str, *, most: int, reason: str, actor: Actor, now: int, dry_run: bool = False) -> Change:
-    """Do an action to all devices of a query, if they are at most ``most``.
-
-    Raises UsageError for an unknown action or an empty query, QueryError, and ConflictError when more devices match;
-    then nothing has changed. Devices that are already past the action stay as they are.
-    """
-    if name not in ACTIONS:
-        raise UsageError(f"there is no action {name!r}", hint=f"the actions are {', '.join(ACTIONS)}")
-    if not text.strip():
-        raise QueryError("an action needs a query", hint="id:* is every device", suggestion="id:*")
-    action = ACTIONS[name]
-    query = query_language.parse(text, now)
-    matching = Device.objects.filter(condition(query)).order_by("pk")
-    if dry_run:
-        willing = matching.filter(status__in=action.sources)
-        return Change(query.meaning(), action.target, matching.count(), list(willing[:MAX_LIMIT]))
-    try:
-        return _change(action, query, matching, most=most, reason=reason, actor=actor)
-    except ConflictError as error:
-        detail = {"query": str(query), "max": most, "why": str(error)}
-        audit.record([Event(f"device.{name}", "", "refused", detail)], actor=actor, now=now)
-        raise
-
-
-def _change(
-    action: Action, query: query_language.Query, matching: QuerySet[Device], *, most: int, reason: str, actor: Actor
-) -> Change:
-    with transaction.atomic():
-        rows = list(matching.select_for_update()[: most + 1])
-        if len(rows) > most:
-            raise ConflictError(
-                f"{matching.count()} devices match, more than {most}", hint="look at them first, then raise --max"
-            )
-        changed = [row for row in rows if row.status in action.sources]
-        for batch in _batches(changed):
-            Device.objects.filter(pk__in=[row.pk for row in batch]).update(status=action.target, status_reason=reason)
-        audit.record(
-            (
-                Event(f"device.{action.past}", row.client_id, detail={"from": row.status, "reason": reason})
-                for row in changed
-            ),
-            actor=actor,
-            now=query.now,
-        )
-    return Change(query.meaning(), action.target, len(rows), changed)
-
-
-def _batches(rows: Iterable[Device]) -> Iterator[list[Device]]:
-    iterator = iter(rows)
-    while batch := list(islice(iterator, BATCH)):
-        yield batch
+def next_steps(device: Device, role: str) -> list[str]:
+    """What could be done about a device now, as commands."""
+    fitting = [
+        action for action in ACTIONS.values() if device.status in action.sources and RANK[role] >= RANK[action.role]
+    ]
+    return [f"pi-fleet {action.name} {device.client_id} --reason '...'" for action in fitting]
 
 
 def describe(device: Device) -> dict[str, Any]:
@@ -209,6 +160,7 @@ def describe(device: Device) -> dict[str, Any]:
         "seen": rfc3339(device.seen_at),
         "refused": rfc3339(device.refused_at),
         "refused_reason": device.refused_reason,
+        "due": rfc3339(device.due_at),
     }
 
 
@@ -219,6 +171,7 @@ def describe_event(event: AuditEvent) -> dict[str, Any]:
         "actor": event.actor,
         "source": event.source,
         "action": event.action,
+        "device": event.device,
         "result": event.result,
         "detail": json.loads(event.detail),
     }

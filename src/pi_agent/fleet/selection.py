@@ -102,12 +102,12 @@ def _node(node: Node, now: int) -> Q:
         case Not(part):
             return ~_node(part, now)
         case Is("tag", parts):
-            return Q(Exists(_tags().filter(_fits(F("tag_key"), parts))))
+            return Q(Exists(_tags().filter(fits(F("tag_key"), parts))))
         case Unknown("tag"):
             return ~Q(Exists(_tags()))
         case Is(field, parts):
             column = F(COLUMNS[field])
-            return _known(field) & _fits(AsciiLower(column) if field in FOLDED_HERE else column, parts)
+            return _known(field) & fits(AsciiLower(column) if field in FOLDED_HERE else column, parts)
         case Between(field, low, high):
             return _known(field) & _between(COLUMNS[field], low, high)
         case Flag("late", value):
@@ -133,7 +133,7 @@ def _between(column: str, low: int | None, high: int | None) -> Q:
     return at_least & (Q(**{f"{column}__lt": high}) if high is not None else EVERYTHING)
 
 
-def _fits(column: Combinable, parts: tuple[str, ...]) -> Q:
+def fits(column: Combinable, parts: tuple[str, ...]) -> Q:
     """Folded text in a column fits a pattern, whose pieces stand between its wildcards."""
     if len(parts) == 1:
         return Q(Exact(column, Value(parts[0])))

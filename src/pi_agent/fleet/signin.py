@@ -5,15 +5,20 @@ from __future__ import annotations
 import hashlib
 import secrets
 
+from pi_agent.fleet.access import ensure_operator
 from pi_agent.fleet.models import SignInLink
 from pi_agent.fleet.settings import Settings
 
 LINK_SECONDS = 15 * 60
 
 
-def make_link(operator: str, *, created_by: str, now: int, settings: Settings) -> str:
-    """A link that opens one session for ``operator``. It is shown here and never again."""
+def make_link(operator: str, *, created_by: str, now: int, settings: Settings, role: str = "admin") -> str:
+    """A link that opens one session for ``operator``, who becomes one with ``role`` if need be.
+
+    It is shown here and never again.
+    """
     token = secrets.token_urlsafe(24)
+    ensure_operator(operator, role, by=created_by, now=now)
     SignInLink.objects.filter(expires_at__lt=now - 86400).delete()
     SignInLink.objects.create(
         token_hash=_digest(token),

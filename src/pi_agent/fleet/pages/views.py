@@ -17,9 +17,10 @@ from django.views.decorators.http import require_GET, require_POST
 
 from pi_agent.catalogue import STATUSES
 from pi_agent.errors import ConflictError, PiAgentError, QueryError, UnknownDeviceError
-from pi_agent.fleet import registry, settings
+from pi_agent.fleet import changes, registry, settings
 from pi_agent.fleet.asgi import source_of
 from pi_agent.fleet.audit import Actor
+from pi_agent.fleet.changes import Chosen
 from pi_agent.fleet.pages import show
 
 PAGE = 50
@@ -41,7 +42,7 @@ def _devices(request: HttpRequest, query: str, status: str, problem: PiAgentErro
     code = 200
     try:
         tabs = _tabs(query, status, now)  # first, since what it says about the query fits what was typed
-        page = registry.find(registry.narrowed(query, status), now=now, limit=PAGE, sort=sort, cursor=cursor)
+        page = registry.find(changes.narrowed(query, status), now=now, limit=PAGE, sort=sort, cursor=cursor)
         context |= _listing(page, now) | {"tabs": tabs, "headings": _headings(query, status, sort)}
         context |= {"first": _link(query=query, status=status, sort=sort) if cursor else ""}
         context |= {"next": _link(query=query, status=status, sort=sort, cursor=page.cursor) if page.cursor else ""}
@@ -57,7 +58,7 @@ def _listing(page: registry.Page, now: int) -> dict[str, Any]:
         "rows": [show.row(registry.describe(device), now) for device in page.devices],
         "total": page.total,
         "meaning": page.meaning,
-        "actions": registry.ACTIONS,
+        "actions": changes.ACTIONS,
     }
 
 
@@ -99,7 +100,7 @@ def act(request: HttpRequest) -> HttpResponse:
     """An action on all devices of a query; the operator has typed how many they are."""
     query, status, action = (request.POST.get(name, "") for name in ("query", "status", "action"))
     try:
-        _act(request, action, registry.narrowed(query, status), most=_count(request.POST.get("count", "")))
+        _act(request, action, changes.narrowed(query, status), most=_count(request.POST.get("count", "")))
     except PiAgentError as error:
         return _devices(request, query, status, error)
     return redirect(_link(query=query, status=status))
@@ -114,7 +115,7 @@ def _count(text: str) -> int:
 def _act(request: HttpRequest, action: str, query: str, *, most: int) -> None:
     reason = show.one_line(request.POST.get("reason", ""))[:200]
     actor = Actor(request.user.get_username(), source_of(request.scope))  # type: ignore[attr-defined]  # an ASGIRequest
-    registry.act(action, query, most=most, reason=reason, actor=actor, now=int(time.time()))
+    changes.act(action, Chosen(query, most=most), reason=reason, actor=actor, now=int(time.time()))
 
 
 @login_required
@@ -140,7 +141,7 @@ def device(request: HttpRequest, device_id: str) -> HttpResponse:
         "device": show.row(registry.describe(found), now),
         "facts": show.facts(registry.describe(found)),
         "events": [show.event(event, now) for event in events],
-        "actions": [action.name for action in registry.ACTIONS.values() if found.status in action.sources],
+        "actions": [action.name for action in changes.ACTIONS.values() if found.status in action.sources],
         "problem": problem,
     }
     return render(request, "device.html", context, status=400 if problem else 200)

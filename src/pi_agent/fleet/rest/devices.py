@@ -1,0 +1,197 @@
+"""Devices: find, count, export, look at one, change many."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import AsyncIterator, Iterator
+from typing import Annotated, Any
+
+from asgiref.sync import sync_to_async
+from django.http import HttpRequest, StreamingHttpResponse
+from ninja import Router, Schema
+from pydantic import Field
+
+from pi_agent.catalogue import FIELDS, KINDS
+from pi_agent.fleet import changes, export, registry, suggestions, views
+from pi_agent.fleet.access import Caller
+from pi_agent.fleet.changes import Change, Chosen
+from pi_agent.fleet.pages.show import one_line
+from pi_agent.fleet.rest.common import actor_of, needs, now
+
+router = Router(tags=["devices"])
+QueryText = Annotated[str, Field(max_length=2000)]
+Reason = Annotated[str, Field(max_length=200)]
+Tag = Annotated[str, Field(min_length=1, max_length=64)]
+
+
+class ChangeRequest(Schema):
+    """Which devices to change: those of ``query`` (at most ``max``, or exactly those of a preview's ``selection``), or ``ids``.
+
+    With ``dry_run`` nothing is changed, and the answer says what would be.
+    """
+
+    query: QueryText = ""
+    ids: list[Annotated[str, Field(max_length=64)]] = Field(default_factory=list, max_length=changes.MAX_IDS)
+    reason: Reason = ""
+    max: int = Field(1, ge=0, le=1_000_000)
+    selection: str = Field("", max_length=80)
+    dry_run: bool = False
+
+
+class TagRequest(ChangeRequest):
+    """``add`` and ``remove`` are tags."""
+
+    add: list[Tag] = Field(default_factory=list, max_length=20)
+    remove: list[Tag] = Field(default_factory=list, max_length=20)
+
+
+@router.get("/devices", **needs("reader"))
+def list_devices(
+    request: HttpRequest, query: QueryText = "", limit: int = 100, sort: str = "id", cursor: str = ""
+) -> dict[str, Any]:
+    """The devices of a query, a page at a time. ``next`` is the cursor of the next page, null at the end."""
+    page = registry.find(views.expand(query), now=now(), limit=limit, sort=sort, cursor=cursor)
+    items = [registry.describe(device) for device in page.devices]
+    request.etag = _digest([items, page.total, page.cursor is None])  # type: ignore[attr-defined]  # not the time it was asked
+    return {
+        "schema": "pi-fleet.devices/1",
+        "meaning": page.meaning,
+        "as_of": registry.rfc3339(page.as_of),
+        "items": items,
+        "next": page.cursor,
+        "total": page.total,
+    }
+
+
+@router.get("/counts", **needs("reader"))
+def count_devices(request: HttpRequest, by: str, query: QueryText = "") -> dict[str, Any]:
+    """How many devices of a query there are for each value of a field."""
+    counts = registry.count_by(views.expand(query), by, now=now())
+    items = [{"value": value, "count": count} for value, count in counts.counts]
+    request.etag = _digest(items)  # type: ignore[attr-defined]  # as above
+    return {
+        "schema": "pi-fleet.counts/1",
+        "meaning": counts.meaning,
+        "as_of": registry.rfc3339(counts.as_of),
+        "by": by,
+        "items": items,
+    }
+
+
+@router.get("/devices.csv", **needs("reader"))
+def export_csv(
+    request: HttpRequest, query: QueryText = "", columns: str = "", sort: str = "created"
+) -> StreamingHttpResponse:
+    """All devices of a query as CSV."""
+    return streamed("csv", query, columns, sort)
+
+
+@router.get("/devices.jsonl", **needs("reader"))
+def export_jsonl(
+    request: HttpRequest, query: QueryText = "", columns: str = "", sort: str = "created"
+) -> StreamingHttpResponse:
+    """All devices of a query as JSON lines."""
+    return streamed("jsonl", query, columns, sort)
+
+
+def streamed(form: str, query: str, columns: str, sort: str) -> StreamingHttpResponse:
+    """An export that is sent as it is read."""
+    lines = export.lines(form, views.expand(query), columns=columns, sort=sort, now=now())
+    name = f'attachment; filename="devices.{form}"'
+    return StreamingHttpResponse(
+        _threaded(lines), content_type=export.FORMS[form], headers={"Content-Disposition": name}
+    )
+
+
+async def _threaded(lines: Iterator[str]) -> AsyncIterator[str]:
+    following = sync_to_async(lambda: next(lines, None))
+    while (text := await following()) is not None:
+        yield text
+
+
+@router.get("/fields", **needs("reader"))
+def list_fields(request: HttpRequest) -> dict[str, Any]:
+    """What a query can ask about."""
+    items = [
+        {
+            "name": field.name,
+            "title": field.title,
+            "kind": field.kind,
+            "form": KINDS[field.kind],
+            "help": field.help,
+            "values": field.values,
+        }
+        for field in FIELDS.values()
+    ]
+    return {"schema": "pi-fleet.fields/1", "items": items}
+
+
+@router.get("/suggestions", **needs("reader"))
+def suggest(request: HttpRequest, query: QueryText = "", cursor: int = 2000) -> dict[str, Any]:
+    """What could stand at the cursor of a query that is being typed."""
+    found = suggestions.suggest(query, cursor)
+    items = [{"start": one.start, "end": one.end, "text": one.text, "help": one.help} for one in found]
+    return {"schema": "pi-fleet.suggestions/1", "items": items}
+
+
+def _add_action(action: changes.Action) -> None:
+    name, title = action.name, f"{action.name.capitalize()} the devices of a query"
+
+    @router.post(f"/devices/{name}", operation_id=f"{name}_devices", summary=title, **needs(action.role))
+    def change_devices(request: HttpRequest, body: ChangeRequest) -> dict[str, Any]:
+        chosen = _chosen(request, body)
+        if body.dry_run:
+            return _answer(changes.preview(name, chosen, now=now()), dry_run=True)
+        reason = one_line(body.reason)
+        return _answer(changes.act(name, chosen, reason=reason, actor=actor_of(request), now=now()))
+
+
+for _action in changes.ACTIONS.values():  # before the route of one device, whose id would match an action's name
+    _add_action(_action)
+
+
+@router.post("/devices/tag", **needs("approver"))
+def tag_devices(request: HttpRequest, body: TagRequest) -> dict[str, Any]:
+    """Give tags to the devices of a query, and take others away."""
+    chosen = _chosen(request, body)
+    if body.dry_run:
+        return _answer(changes.preview_tag(chosen, now=now()), dry_run=True)
+    change = changes.tag(
+        chosen, add=body.add, remove=body.remove, reason=one_line(body.reason), actor=actor_of(request), now=now()
+    )
+    return _answer(change)
+
+
+@router.get("/devices/{device_id}", **needs("reader"))
+def show_device(request: HttpRequest, device_id: str) -> dict[str, Any]:
+    """One device, with its newest audit lines. The part of its ETag before the dot changes only when an operator changes it."""
+    device = registry.get(device_id)
+    events = [registry.describe_event(event) for event in registry.history(device_id)]
+    answer = {"schema": "pi-fleet.device/1", **registry.describe(device), "events": events}
+    request.etag = f"{changes.version(device)}.{_digest(answer)}"  # type: ignore[attr-defined]  # as above
+    caller: Caller = request.auth  # type: ignore[attr-defined]  # ninja puts the caller there
+    return answer | {"version": changes.version(device), "next_steps": registry.next_steps(device, caller.role)}
+
+
+def _chosen(request: HttpRequest, body: ChangeRequest) -> Chosen:
+    version = request.headers.get("if-match", "").strip('"').partition(".")[0]
+    return Chosen(views.expand(body.query), tuple(body.ids), body.max, body.selection, version)
+
+
+def _answer(change: Change, *, dry_run: bool = False) -> dict[str, Any]:
+    status = {} if change.target == "tagged" else {"status": change.target}
+    return {
+        "schema": "pi-fleet.change/1",
+        "meaning": change.meaning,
+        "matched": change.matched,
+        "status": change.target,
+        "dry_run": dry_run,
+        "count": change.count,
+        "changed": [registry.describe(device) | status for device in change.changed],
+        "selection": change.selection or None,
+    }
+
+
+def _digest(value: object) -> str:
+    return hashlib.sha256(json.dumps(value).encode()).hexdigest()[:16]

@@ -1,0 +1,39 @@
+"""What to type next: the grammar's own suggestions, with the tags, names and versions that the registry knows."""
+
+from __future__ import annotations
+
+from django.db.models import QuerySet
+
+from pi_agent.catalogue import lower
+from pi_agent.fleet.models import Device, DeviceTag
+from pi_agent.query import Suggestion, complete
+
+MOST = 12
+KNOWN = {"name": ("name_key", "name"), "serial": ("serial", "serial"), "id": ("client_id", "client_id")}
+
+
+def suggest(text: str, cursor: int) -> list[Suggestion]:
+    """At most a dozen suggestions for the word at the cursor."""
+    cursor = max(0, min(cursor, len(text)))
+    word = text[:cursor].rpartition(" ")[2].lstrip("-(")
+    field, colon, value = word.partition(":")
+    typed = lower(value.rpartition(",")[2].strip('"'))
+    known = {lower(field): _known(lower(field), typed)} if colon else {}
+    return complete(text, cursor, known)[:MOST]
+
+
+def _known(field: str, typed: str) -> list[str]:
+    """Values of a field that begin as typed; an index finds them, so that typing stays quick with many devices."""
+    if field == "tag":
+        return _beginning(DeviceTag.objects.all(), "tag_key", "tag", typed)
+    if field in KNOWN and typed:
+        return _beginning(Device.objects.all(), *KNOWN[field], typed)
+    if field == "agent":
+        return list(Device.objects.exclude(agent_version=None).values_list("agent_version", flat=True)[:MOST])
+    return []
+
+
+def _beginning(rows: QuerySet[Device] | QuerySet[DeviceTag], key: str, shown: str, typed: str) -> list[str]:
+    bounds = {f"{key}__gte": typed, f"{key}__lt": typed + "\U0010ffff"}
+    found = rows.filter(**bounds).order_by(key).values_list(shown, flat=True)
+    return list(dict.fromkeys(found[: MOST * 20]))[:MOST]
