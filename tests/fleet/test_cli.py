@@ -1,0 +1,232 @@
+"""``pi-fleet`` as an operator types it: with a server, and without one. Exit codes, words on stderr, data on stdout; D-07."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import os
+import pty
+import select
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from fleet.live import CLEAN, COMMAND, LiveFleet, run
+from pi_agent.fleet import output
+
+DEVICE = {
+    "id": "pi-0000000000000001", "name": "kitchen", "status": "pending", "status_reason": "", "flag": "", "model": "2B",
+    "model_name": "Raspberry Pi 2 Model B", "memory_mib": 1024, "serial": "00000000c0ffee01", "revision": "a01041",
+    "pcb_revision": "1.1", "soc": "BCM2836", "maker": "Sony UK", "simulated": False, "agent": "0.1.0", "key": "file", "keys": [],
+    "tags": [], "scope": "device", "created": "2026-11-20T00:00:00Z", "auth": None, "seen": None, "refused": None, "refused_reason": "",
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def live(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LiveFleet]:
+    """A server with two devices: kitchen (2B) is approved, and a second one waits."""
+    fleet = LiveFleet(tmp_path_factory.mktemp("cli") / "data")
+    fleet.enroll()
+    fleet.enroll(approved=False, board=None)
+    yield fleet
+    fleet.stop()
+
+
+def test_a_list_begins_with_what_was_asked(live: LiveFleet) -> None:
+    """Words on stderr, rows on stdout."""
+    done = live.cli("devices", "model:2b", "memory:1gb")
+    assert done.returncode == 0
+    assert done.stderr.startswith("1 device: model is 2B, memory is 1 GiB\n")
+    heading, row = done.stdout.splitlines()
+    assert "STATUS" in heading and "kitchen" in row and "1 GB" in row
+
+
+def test_no_device_is_no_error(live: LiveFleet) -> None:
+    """An empty answer says so on stderr, leaves stdout without rows, and ends with 0."""
+    done = live.cli("devices", "model:5", "-o", "name")
+    assert (done.returncode, done.stdout) == (0, "")
+    assert done.stderr.startswith("0 devices: model is 5")
+
+
+def test_each_form_of_output(live: LiveFleet) -> None:
+    """Names, JSON with its schema first, JSON lines, CSV with a heading."""
+    names = live.cli("devices", "-o", "name").stdout.split()
+    answer = json.loads(live.cli("devices", "--json").stdout)
+    assert next(iter(answer)) == "schema" and answer["schema"] == "pi-fleet.devices/1"
+    lines = [json.loads(line) for line in live.cli("devices", "-o", "jsonl").stdout.splitlines()]
+    rows = list(csv.DictReader(io.StringIO(live.cli("devices", "-o", "csv").stdout)))
+    for found in (answer["items"], lines, rows):
+        assert sorted(device["id"] for device in found) == sorted(names)
+    assert len(names) == 2
+    assert len(live.cli("devices", "--limit", "1", "-o", "name").stdout.split()) == 1
+
+
+def test_a_bad_query_comes_with_a_good_one(live: LiveFleet) -> None:
+    """Exit 2, the mistake, and a query that would work."""
+    done = live.cli("devices", "modle:2b")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith("error: ") and "model:2b" in done.stderr
+
+
+def test_one_device(live: LiveFleet) -> None:
+    """By its id, with its history; a device that is not there is exit 3, and what is no id is exit 2."""
+    name = live.cli("devices", "model:2b", "-o", "name").stdout.strip()
+    done = live.cli("device", name)
+    assert (done.returncode, "Raspberry Pi 2 Model B" in done.stdout) == (0, True)
+    assert live.cli("device", "pi-0000000000000000").returncode == 3
+    assert live.cli("device", "../../etc").returncode == 2
+
+
+def test_a_change_wants_to_be_confirmed(live: LiveFleet) -> None:
+    """Without a terminal nothing changes but with --yes, and then at most --max devices; nothing matched is exit 3."""
+    done = live.cli("approve", "status:pending")
+    assert done.returncode == 2 and "--yes --max 1" in done.stderr
+    assert live.cli("quarantine", "id:*", "--yes").returncode == 6
+    assert live.cli("approve", "model:cm4", "--yes").returncode == 3
+    assert live.cli("devices", "status:approved", "-o", "name").stdout.count("\n") == 1
+
+
+@pytest.mark.parametrize(("typed", "code"), [("2\n", 6), ("y\n", 6), ("\n", 6), ("1\n", 0)])
+def test_on_a_terminal_the_count_is_typed_back(live: LiveFleet, typed: str, code: int) -> None:
+    """The number of devices, and nothing else, is a yes. What was done is one id a line."""
+    command = [*COMMAND, "--data", str(live.data), "quarantine", "model:2b", "--reason", "test"]
+    keyboard, terminal = pty.openpty()
+    process = subprocess.Popen(
+        command, stdin=terminal, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=CLEAN
+    )
+    os.write(keyboard, typed.encode())
+    stdout, stderr = process.communicate(timeout=30)
+    os.close(keyboard)
+    os.close(terminal)
+    assert process.returncode == code, stderr
+    assert "1 device: model is 2B" in stderr
+    assert bool(stdout) == (code == 0)
+    if code == 0:
+        assert live.cli("release", "model:2b", "--yes").returncode == 0
+
+
+def test_a_token_and_a_link_are_data(live: LiveFleet) -> None:
+    """The secret alone on stdout; what it is for on stderr."""
+    token = live.cli("enrollment-token", "--uses", "2", "--ttl", "1h")
+    assert token.returncode == 0 and len(token.stdout.split()) == 1
+    assert "2 devices" in token.stderr and token.stdout.strip() not in token.stderr
+    link = live.cli("sign-in-link", "--operator", "alice")
+    assert link.stdout.startswith(f"{live.issuer}/sign-in/")
+    assert live.cli("enrollment-token", "--ttl", "soon").returncode == 2
+
+
+def test_without_a_fleet_the_next_step_is_named(tmp_path: Path) -> None:
+    """Reading what is not there is exit 5, and creates nothing."""
+    done = run("--data", str(tmp_path / "none"), "devices")
+    assert (done.returncode, done.stdout) == (5, "")
+    assert "hint: " in done.stderr and "serve" in done.stderr
+    assert not (tmp_path / "none").exists()
+
+
+def test_without_a_server_a_script_can_prepare_one(tmp_path: Path) -> None:
+    """A token made before the first start enrolls a device after it."""
+    data = tmp_path / "data"
+    token = run("--data", str(data), "enrollment-token").stdout.strip()
+    assert run("--data", str(data), "devices").stderr.startswith("0 devices")
+    assert (data / "fleet.sqlite3").stat().st_mode & 0o777 == 0o600
+    assert token
+
+
+@pytest.mark.parametrize(
+    ("options", "environment", "code", "words"),
+    [
+        (["devices"], {"PI_FLEET_ISUER": "https://x"}, 2, "did you mean issuer?"),
+        (["serve", "--issuer", "http://fleet.example"], {}, 2, "issuer must be https://HOST"),
+        (["serve", "--issuer", "https://u@fleet.example"], {}, 2, "issuer must be https://HOST"),
+        (["serve", "--token-lifetime", "5"], {}, 2, "300 to 86400"),
+        (["serve", "--bind", "nonsense"], {}, 2, "HOST:PORT"),
+        (["fly"], {}, 2, "invalid choice"),
+    ],
+)
+def test_a_wrong_setting_is_named(
+    tmp_path: Path, options: list[str], environment: dict[str, str], code: int, words: str
+) -> None:
+    """Where it stands, which it is, and what it should be; no traceback."""
+    done = run("--data", str(tmp_path / "data"), *options, env=environment)
+    assert done.returncode == code
+    assert words in done.stderr and "Traceback" not in done.stderr
+
+
+def test_a_folder_that_is_open_to_others_is_refused(tmp_path: Path) -> None:
+    """With the command that closes it."""
+    data = tmp_path / "data"
+    data.mkdir(mode=0o755)
+    data.chmod(0o755)
+    done = run("--data", str(data), "serve", "--bind", "127.0.0.1:0")
+    assert done.returncode == 2
+    assert f"hint: chmod 700 {data}" in done.stderr
+
+
+def test_help_ends_with_an_example() -> None:
+    """And lists every command."""
+    text = run("--help").stdout
+    for name in (
+        "serve",
+        "devices",
+        "device",
+        "approve",
+        "reject",
+        "quarantine",
+        "release",
+        "revoke",
+        "enrollment-token",
+        "sign-in-link",
+    ):
+        assert name in text
+    assert "pi-fleet devices model:2b memory:1gb auth:1d" in text
+
+
+def test_a_command_to_a_server_does_not_load_django(live: LiveFleet) -> None:
+    """A list needs the standard library only."""
+    code = "import sys; from pi_agent.fleet.cli import main; main(); print('django' in sys.modules, 'cryptography' in sys.modules)"
+    done = subprocess.run(
+        [sys.executable, "-c", code, "--data", str(live.data), "devices"],
+        capture_output=True,
+        text=True,
+        check=True,
+        env=CLEAN,
+    )
+    assert done.stdout.endswith("False False\n")
+
+
+def test_a_reader_that_leaves_is_no_traceback(live: LiveFleet) -> None:
+    """``pi-fleet devices | head -0``."""
+    process = subprocess.Popen(
+        [*COMMAND, "--data", str(live.data), "devices"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=CLEAN
+    )
+    assert process.stdout is not None and process.stderr is not None
+    process.stdout.close()
+    select.select([process.stderr], [], [], 10)
+    assert b"Traceback" not in process.stderr.read()
+    process.stderr.close()
+    process.wait(timeout=10)
+
+
+HOSTILE = ("\x1b]0;owned\x07", "\x1b[2J", "a\rb\nc", "abc\u202edef", "\u2066x", "\x9b31m")
+
+
+@pytest.mark.parametrize("text", HOSTILE)
+@pytest.mark.parametrize("form", ["table", "wide", "csv"])
+def test_d07_no_device_reaches_the_terminal(text: str, form: str) -> None:
+    """Escapes, line breaks and writing directions are shown as ?, in every column."""
+    device = DEVICE | dict.fromkeys(("name", "model", "serial", "agent", "maker"), text) | {"tags": [text]}
+    printed = output.render(form, {"items": [device]}, 0)
+    assert all(line.isprintable() for line in printed.splitlines()) and text not in printed
+    assert len(printed.splitlines()) == 2
+
+
+@pytest.mark.parametrize("text", ["=cmd()", "+1", "-1", "@sum", "\t=1", "\r=1"])
+def test_d07_no_cell_is_a_formula(text: str) -> None:
+    """A spreadsheet takes it for text."""
+    printed = output.render("csv", {"items": [DEVICE | {"name": text}]}, 0)
+    cell = next(csv.DictReader(io.StringIO(printed)))["name"]
+    assert not cell.startswith(("=", "+", "-", "@", "\t", "\r"))
