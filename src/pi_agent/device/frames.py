@@ -11,6 +11,9 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
 MAX_FRAME = 64 * 1024
+MAX_TIME = 2.0**40
+NUMBERS = ("expires_in", "retry_after")
+TOKEN = ("head", "tail", "expires_in")  # what comes with the outcome token
 
 
 def pack(fields: Mapping[str, str | int]) -> bytes:
@@ -35,6 +38,20 @@ def unpack(frame: bytes) -> dict[str, str]:
             raise ValueError("frame cut short")
         fields[name.decode("ascii")] = frame[start:end].decode()
         position = end + 1
+    return fields
+
+
+def unpack_answer(frame: bytes) -> dict[str, str]:
+    """The fields of a child's answer. Raises ValueError also when it has no outcome, or a number that is none."""
+    fields = unpack(frame)
+    if "outcome" not in fields or (fields["outcome"] == "token" and not all(name in fields for name in TOKEN)):
+        raise ValueError("the answer is not whole")
+    for name in NUMBERS:
+        text = fields.get(name, "1")
+        if not (text.isascii() and text.isdigit() and len(text) < 10) or (name == "expires_in" and int(text) == 0):
+            raise ValueError(f"{name} is no number of seconds")
+    if not 0 <= float(fields.get("anchor") or 0) < MAX_TIME:
+        raise ValueError("anchor is no time")
     return fields
 
 
