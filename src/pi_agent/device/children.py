@@ -55,10 +55,9 @@ class Child:
     def fields(self) -> dict[str, str] | None:
         """The answer, or None when it broke off or makes no sense."""
         try:
-            fields = frames.unpack(bytes(self.received))
+            return frames.unpack_answer(bytes(self.received))
         except ValueError:
             return None
-        return fields if "outcome" in fields else None
 
     def end(self) -> None:
         """It has said what it had to say, or never will: end it, and whatever it started."""
