@@ -57,7 +57,9 @@ def bash(program: str, tree: Command) -> str:
             f"            {_path(command)}) path={_path(command)} ;;" for command in everything if command.path
         ),
         values="\n".join(line for path, option in known for line in _bash_value(path, option)),
-        words="\n".join(f'        "{_path(command)}") words="{" ".join(_words(command))}" ;;' for command in everything),
+        words="\n".join(
+            f'        "{_path(command)}") words="{" ".join(_words(command))}" ;;' for command in everything
+        ),
     )
 
 

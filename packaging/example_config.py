@@ -13,6 +13,17 @@ HEAD = """\
 """
 
 
+RULES = """\
+# Who else may have which token: a user or a group (neither: everybody who reaches the socket), audiences and scopes (none:
+# those of the settings; "*": any). Several of these tables add up.
+#[[local.allow]]
+#user = "telemetry"
+#group = ""
+#audiences = ["https://api.example"]
+#scopes = ["telemetry:write"]
+"""
+
+
 def example(settings: Iterable[Setting]) -> str:
     lines, table = [HEAD], ""
     for setting in sorted(settings, key=lambda setting: setting.name.count(".")):
@@ -20,5 +31,6 @@ def example(settings: Iterable[Setting]) -> str:
         if of != table:
             lines += [f"[{of}]"]
             table = of
-        lines += [f"# {setting.help}", f"#{key} = {json.dumps(setting.default)}", ""]
-    return "\n".join(lines)
+        choices = f": {', '.join(setting.choices)}" if setting.choices else ""
+        lines += [f"# {setting.help}{choices}", f"#{key} = {json.dumps(setting.default)}", ""]
+    return "\n".join([*lines, RULES])

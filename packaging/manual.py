@@ -27,7 +27,9 @@ def parts(tree: Command | None, settings: Iterable[Setting]) -> dict[str, str]:
     made = {"settings": "\n".join(line for setting in settings for line in _setting(setting))}
     if tree:
         made["options"] = "\n".join(_options(tree.options))
-        made["commands"] = "\n".join(line for command in tree.everything() if command.path for line in _command(command))
+        made["commands"] = "\n".join(
+            line for command in tree.everything() if command.path for line in _command(command)
+        )
     return made
 
 
@@ -35,7 +37,8 @@ def _command(command: Command) -> Iterator[str]:
     if command.commands:
         return  # those below it say it all
     usage = [f"*{_plain(operand.value or '|'.join(operand.choices))}*" for operand in command.operands]
-    yield from [f"## **{' '.join(command.path)}** {' '.join(usage)}".rstrip(), "", _sentence(command.help), ""]
+    # Three signs: go-md2man makes a section of two, and a subsection of three.
+    yield from [f"### **{' '.join(command.path)}** {' '.join(usage)}".rstrip(), "", _sentence(command.help), ""]
     yield from _options(option for option in command.options if "--help" not in option.names)
     for block in command.epilog.split("\n\n") if command.epilog else ():
         if block.startswith("example:"):
@@ -52,9 +55,13 @@ def _options(options: Iterable[Option]) -> Iterator[str]:
 
 
 def _setting(setting: Setting) -> Iterator[str]:
+    choices = f" One of {', '.join(f'**{_plain(choice)}**' for choice in setting.choices)}." if setting.choices else ""
     default = f"Default: **{_plain(_toml(setting.default))}**." if setting.default != "" else "Default: none."
     yield from [f"**{setting.name}** ({_kind(setting.default)})"]
-    yield from [f": {_sentence(_plain(setting.help))} {default} Environment: **{_plain(setting.variable)}**.", ""]
+    yield from [
+        f": {_sentence(_plain(setting.help))}{choices} {default} Environment: **{_plain(setting.variable)}**.",
+        "",
+    ]
 
 
 def _kind(default: object) -> str:

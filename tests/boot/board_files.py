@@ -4,19 +4,20 @@ from __future__ import annotations
 
 from pathlib import Path
 
-# Names of QEMU's machines: (revision code, model as the firmware writes it).
+# Names of QEMU's machines: (revision code, model as the firmware writes it, serial). A server tells two boards that
+# claim one serial apart, so no two here do.
 BOARDS = {
-    "raspi0": ("900092", "Raspberry Pi Zero Rev 1.2"),
-    "raspi2b": ("a21041", "Raspberry Pi 2 Model B Rev 1.1"),
-    "raspi3b": ("a02082", "Raspberry Pi 3 Model B Rev 1.2"),
+    "raspi0": ("900092", "Raspberry Pi Zero Rev 1.2", "00000000c3a91e5f"),
+    "raspi2b": ("a21041", "Raspberry Pi 2 Model B Rev 1.1", "00000000915a04cb"),
+    "raspi3b": ("a02082", "Raspberry Pi 3 Model B Rev 1.2", "000000003e8d7712"),
 }
-SERIAL = "00000000c3a91e5f"
 OTHER_SERIAL = "000000007b20d4e6"
 
 
-def device_tree(folder: Path, board: str, serial: str = SERIAL) -> Path:
+def device_tree(folder: Path, board: str, other_serial: str = "") -> Path:
     """Write the properties below ``folder``, which is then what to bind over /sys/firmware."""
-    revision, model = BOARDS[board]
+    revision, model, own_serial = BOARDS[board]
+    serial = other_serial or own_serial
     base = folder / "devicetree" / "base"
     (base / "system").mkdir(parents=True, exist_ok=True)
     (base / "model").write_bytes(model.encode() + b"\0")

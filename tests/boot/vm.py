@@ -23,7 +23,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import roots
-from board_files import BOARDS, OTHER_SERIAL, SERIAL
+from board_files import BOARDS, OTHER_SERIAL
 from server import HOST, Fleet
 
 HERE = Path(__file__).resolve().parent
@@ -109,10 +109,13 @@ class Board:
     name: str
     home: Path
     model: Model = field(init=False)
+    revision: str = field(init=False)
+    serial: str = field(init=False)
     card: Path = field(init=False)
 
     def __post_init__(self) -> None:
         self.model = MODELS[self.name]
+        self.revision, _, self.serial = BOARDS[self.name]
         self.card = self.home / "card.img"
 
     # The steps
@@ -140,7 +143,7 @@ class Board:
         if keep:
             shutil.copytree(home / "recorded", Path(keep) / f"{self.name}-{self.model.suite}", dirs_exist_ok=True)
         read = json.loads(line_of(seen, '{"schema": "pi-agent.board/1"'))
-        same_board(read, BOARDS[self.name][0], SERIAL)
+        same_board(read, self.revision, self.serial)
         return f"{read['model']}, from {read['sources']['revision']}; {figures(seen)}"
 
     def again(self) -> str:
@@ -148,16 +151,16 @@ class Board:
         return figures(seen)
 
     def elsewhere(self) -> str:
-        seen = self.boot("elsewhere", serial=OTHER_SERIAL)
+        seen = self.boot("elsewhere", other_serial=OTHER_SERIAL)
         return line_of(seen, "error: this identity belongs")
 
     # Booting
 
-    def boot(self, stage: str, *, serial: str = SERIAL, cut: bool = False) -> str:
+    def boot(self, stage: str, *, other_serial: str = "", cut: bool = False) -> str:
         """What the console shows until the script of ``stage`` has ended (or the plug is pulled). Raises AssertionError."""
         kernel = roots.kernel(self.model.suite, self.model.arch)
         blob, memory = self.home / "board.dtb", self.home / "initrd"
-        firmware_tree(kernel, self.model.tree, BOARDS[self.name][0], serial, blob)
+        firmware_tree(kernel, self.model.tree, self.revision, other_serial or self.serial, blob)
         initramfs(kernel, memory, self.home / "initramfs")
         words = "console=ttyAMA0,115200 panic=-1 net.ifnames=0 quiet rw systemd.show_status=0"
         # QEMU has no power manager of the SoC; the driver of Debian's kernel would panic for it.
