@@ -2,7 +2,7 @@
 
 Rules kept here, for everything that comes in:
 
-* a body is at most MAX_BODY bytes and arrives within BODY_SECONDS, and it is read on the event loop: a slow client
+* a body is at most MAX_BODY bytes and arrives within the time that is set for it, and it is read on the event loop: a slow client
   holds a little memory and no thread;
 * what blocks (database, signatures) runs in a pool of few threads; when too many requests wait for it, the next one is
   sent away with Retry-After (requirement RS-05);
@@ -12,7 +12,6 @@ Rules kept here, for everything that comes in:
 from __future__ import annotations
 
 import asyncio
-import logging
 import threading
 import time
 from collections.abc import Awaitable, Callable, Iterable, Mapping
@@ -20,25 +19,21 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from django.core.handlers.asgi import ASGIHandler
-from django.db import DatabaseError, connection, connections
+from django.db import connections
 
 from pi_agent.errors import OAuthError
-from pi_agent.fleet import enrollment, grants
-from pi_agent.fleet.pages import static_files
-from pi_agent.fleet.tokens import Authority
+from pi_agent.fleet import enrollment, health, introspection
+from pi_agent.fleet.clerk import BUG, FAILED, MAX_WAITING, Clerk, log
+from pi_agent.fleet.tokens import Authority, load_authority
 from pi_agent.fleet.web import MAX_BODY, NO_STORE, Answer, Request, json_answer, oauth_refusal, try_again
 
 Scope = dict[str, Any]
 Message = Mapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
-Endpoint = Callable[[Request], Answer]
+Endpoint = Callable[..., Answer]  # (request, *, now, authority)
 
-BODY_SECONDS = 20
 THREADS = 4
-MAX_WAITING = 512
-
-log = logging.getLogger("pi_agent.fleet")
 
 
 class Disconnected(Exception):  # noqa: N818  # not an error: there is nobody left to tell
@@ -46,25 +41,30 @@ class Disconnected(Exception):  # noqa: N818  # not an error: there is nobody le
 
 
 class Application:
-    """The ASGI application of a fleet (ASGI 3). ``close`` ends its threads."""
+    """The ASGI application of a fleet (ASGI 3). ``close`` ends its threads. ``authority`` is replaced when its keys change."""
 
     def __init__(self, authority: Authority, *, clock: Callable[[], float] = time.time) -> None:
+        self.authority = authority
+        self.clock = clock
         self.django = ASGIHandler()
+        self.clerk = Clerk(lambda: self.authority, clock)
         self.pool = ThreadPoolExecutor(THREADS, thread_name_prefix="oauth")
         self.waiting = 0
-
-        def posted(endpoint: Callable[..., Answer]) -> Endpoint:
-            return lambda request: endpoint(request, now=int(clock()), authority=authority)
-
         self.blocking: dict[str, Endpoint] = {
-            "/oauth/token": posted(grants.answer),
-            "/oauth/register": posted(enrollment.answer),
-            "/healthz": health,
+            "/oauth/register": enrollment.answer,
+            "/oauth/introspect": introspection.introspect,
+            "/oauth/revoke": introspection.revoke,
+            "/readyz": health.ready,
         }
-        self.fixed = {
-            "/oauth/jwks": authority.jwks,
-            "/.well-known/oauth-authorization-server": authority.metadata,
+        self.reading: dict[str, Callable[[], Answer]] = {
+            "/oauth/jwks": lambda: self.authority.jwks(int(self.clock())),
+            "/.well-known/oauth-authorization-server": lambda: self.authority.metadata,
+            "/healthz": lambda: health.ALIVE,
         }
+
+    def reload(self) -> None:
+        """Take over what has changed in the database. Blocks; raises what ``load_authority`` raises."""
+        self.authority = load_authority(self.authority.settings, now=int(self.clock()), before=self.authority)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -76,37 +76,49 @@ class Application:
 
     async def _serve(self, scope: Scope, receive: Receive, send: Send) -> None:
         headers = dict(scope["headers"])
-        try:
-            body = await read_body(headers, receive)
-        except OAuthError as error:
-            return await reply(send, oauth_refusal(error), scope["method"], close=True)
         path, method = scope["path"], scope["method"]
-        if path in self.fixed:
-            return await reply(send, self.fixed[path] if method in ("GET", "HEAD") else READ_ONLY, method)
-        if path.startswith(static_files.PREFIX):
-            return await reply(send, static_files.answer(method, path, headers), method)
-        if path not in self.blocking:
-            return await self.django(scope, replay(body, receive), send)
-        request = Request(
-            method=method,
+        try:
+            body = await read_body(headers, receive, self.authority.settings.body_seconds)
+        except OAuthError as error:
+            return await reply(send, oauth_refusal(error), method, close=True)
+        if path == "/oauth/token":
+            return await reply(send, await self.clerk.answer(self._request(scope, headers, body)), method)
+        if path in self.reading:
+            return await reply(send, self.reading[path]() if method in ("GET", "HEAD") else READ_ONLY, method)
+        if path in self.blocking:
+            return await reply(
+                send, await self._in_thread(self.blocking[path], self._request(scope, headers, body)), method
+            )
+        return await self.django(scope, replay(body, receive), send)
+
+    def _request(self, scope: Scope, headers: Mapping[bytes, bytes], body: bytes) -> Request:
+        return Request(
+            method=scope["method"],
             body=body,
             content_type=headers.get(b"content-type", b"").decode("latin-1"),
             authorization=headers.get(b"authorization", b"").decode("latin-1"),
             source=source_of(scope),
         )
-        return await reply(send, await self._in_thread(self.blocking[path], request), method)
 
     async def _in_thread(self, endpoint: Endpoint, request: Request) -> Answer:
         if self.waiting >= MAX_WAITING:
             return oauth_refusal(try_again("the server is busy"))
         self.waiting += 1
         try:
-            return await asyncio.get_running_loop().run_in_executor(self.pool, _answer, endpoint, request)
+            return await asyncio.get_running_loop().run_in_executor(self.pool, self._answer, endpoint, request)
         finally:
             self.waiting -= 1
 
+    def _answer(self, endpoint: Endpoint, request: Request) -> Answer:
+        try:
+            return endpoint(request, now=int(self.clock()), authority=self.authority)
+        except Exception as error:  # noqa: BLE001  # the last line: whatever it is, the client is told nothing about it
+            log.error(BUG, type(error).__name__, exc_info=error)
+            return FAILED
+
     def close(self) -> None:
         """Let each thread finish and close its own database connection."""
+        self.clerk.close()
         meeting = threading.Barrier(THREADS)
 
         def leave() -> None:
@@ -118,27 +130,6 @@ class Application:
         self.pool.shutdown()
 
 
-def _answer(endpoint: Endpoint, request: Request) -> Answer:
-    try:
-        return endpoint(request)
-    except Exception as error:  # the last line: whatever it is, the client is told nothing about it
-        log.error("an endpoint failed with %s; this is a bug in pi-fleet", type(error).__name__, exc_info=error)
-        return json_answer(500, {"error": "server_error"})
-
-
-def health(request: Request) -> Answer:
-    """Whether the server can serve: it runs, and its database answers."""
-    if request.method not in ("GET", "HEAD"):
-        return READ_ONLY
-    try:
-        with connection.cursor() as cursor:
-            cursor.execute("SELECT 1")
-    except DatabaseError:
-        connection.close()
-        return json_answer(503, {"status": "the database does not answer"})
-    return json_answer(200, {"status": "ok"})
-
-
 READ_ONLY = json_answer(405, {"error": "invalid_request"}, {**NO_STORE, "allow": "GET, HEAD"})
 
 
@@ -148,16 +139,16 @@ def source_of(scope: Scope) -> str:
     return f"uid {port}" if host == "uid" else str(host)
 
 
-async def read_body(headers: dict[bytes, bytes], receive: Receive) -> bytes:
+async def read_body(headers: Mapping[bytes, bytes], receive: Receive, seconds: float) -> bytes:
     """The whole body. Raises OAuthError (413 or 408) when it is too large or too slow, Disconnected when it never ends."""
     length = headers.get(b"content-length", b"0")
     if length.isdigit() and int(length[:10]) > MAX_BODY:
         raise _too_large()
     try:
-        async with asyncio.timeout(BODY_SECONDS):
+        async with asyncio.timeout(seconds):
             return await _read_all(receive)
     except TimeoutError:
-        raise OAuthError("invalid_request", f"the body took longer than {BODY_SECONDS} s", status=408) from None
+        raise OAuthError("invalid_request", f"the body took longer than {seconds:g} s", status=408) from None
 
 
 async def _read_all(receive: Receive) -> bytes:

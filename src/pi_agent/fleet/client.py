@@ -68,7 +68,7 @@ def connect(settings: Settings, *, create: bool = False) -> Fleet:
     """The fleet in a data folder. ``create`` makes one where there is none; else that is a TransportError."""
     if _is_served(settings):
         return Fleet(lambda *request: _over_socket(settings, *request))
-    if not create and not settings.database.exists():
+    if not create and not settings.shares_database and not settings.database.exists():
         raise TransportError(
             f"there is no fleet in {settings.data}",
             reason="absent",

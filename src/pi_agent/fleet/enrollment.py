@@ -17,16 +17,17 @@ import secrets
 from dataclasses import dataclass
 from typing import Any
 
-from django.db import DatabaseError, connection, transaction
+from django.db import DatabaseError, connection
 from django.db.models import F, Q
 
 from pi_agent import assertion, jws
 from pi_agent.assertion import VerifiedAssertion
 from pi_agent.catalogue import fold
 from pi_agent.errors import InvalidAssertionError, MalformedTokenError, OAuthError, UnreadableBoardError
-from pi_agent.fleet import audit
-from pi_agent.fleet.grants import ALGORITHMS, check_source, normal_board, spend
+from pi_agent.fleet import audit, ledger
+from pi_agent.fleet.grants import USED, check_source
 from pi_agent.fleet.models import Device, DeviceKey, EnrollmentToken
+from pi_agent.fleet.policy import normal_board
 from pi_agent.fleet.tokens import Authority
 from pi_agent.fleet.web import Answer, Request, check_post, json_answer, oauth_refusal, try_again
 from pi_agent.jwk import PublicKey, load_jwk
@@ -49,6 +50,7 @@ class Registration:
 
     name: str
     key: PublicKey
+    alg: str
     proof: UnverifiedToken
     token: str
 
@@ -77,18 +79,18 @@ def _register(request: Request, now: int, authority: Authority) -> Answer:
     verified = assertion.verify(
         registration.proof,
         registration.key,
-        alg=registration.key.algorithms[0],
+        alg=registration.alg,
         kind=assertion.ENROLLMENT,
         audience=authority.settings.issuer,
         now=now,
     )
     if verified.issuer != THUMBPRINT_URI + registration.key.kid or registration.proof.header.get("kid") != verified.kid:
         raise OAuthError("invalid_client_metadata", "kid, iss and sub of the proof must be the thumbprint of its key")
-    with transaction.atomic():
-        with connection.cursor() as cursor:
-            spend(cursor, verified, now)
+    with ledger.entry() as book:
+        if not book.spend([verified])[0]:
+            raise OAuthError("invalid_grant", USED)
         status, device = _enroll(registration, verified, request.source, now, authority)
-    return json_answer(status, _description(device, registration.key))
+    return json_answer(status, _description(device, registration))
 
 
 # Reading the request.
@@ -107,9 +109,11 @@ def _read(request: Request) -> Registration:
     grant_types = members.get("grant_types", [JWT_BEARER])
     if not isinstance(grant_types, list) or JWT_BEARER not in grant_types:
         raise OAuthError("invalid_client_metadata", f"grant_types must hold {JWT_BEARER}")
+    key, alg = _read_key(members.get("jwks"))
     return Registration(
         name=_read_name(members.get("client_name")),
-        key=_read_key(members.get("jwks")),
+        key=key,
+        alg=alg,
         proof=_read_proof(members.get("proof")),
         token=_read_bearer(request.authorization),
     )
@@ -123,14 +127,13 @@ def _read_name(value: Any) -> str:
     return value.strip()
 
 
-def _read_key(value: Any) -> PublicKey:
+def _read_key(value: Any) -> tuple[PublicKey, str]:
+    """The key, and the algorithm that it is pinned to from now on: the one its JWK names, or the first it is good for."""
     keys = value.get("keys") if isinstance(value, dict) else None
     if not isinstance(keys, list) or len(keys) != 1 or not isinstance(keys[0], dict):
         raise OAuthError("invalid_client_metadata", "jwks must hold one key")
     key = load_jwk(keys[0])
-    if key.algorithms[0] not in ALGORITHMS:
-        raise OAuthError("invalid_client_metadata", f"the key must be one for {' or '.join(ALGORITHMS)}")
-    return key
+    return key, keys[0].get("alg", key.algorithms[0])
 
 
 def _read_proof(value: Any) -> UnverifiedToken:
@@ -195,6 +198,8 @@ def _enroll(
         return 201, _enroll_new(registration, verified, source, now, authority)
     if known.retired_at is not None:
         raise OAuthError("invalid_client_metadata", "this key was retired; make a new one")
+    if known.alg != registration.alg:
+        raise OAuthError("invalid_client_metadata", f"this key is enrolled for {known.alg}")
     device = known.device
     if device.status == "pending" and registration.token:
         _use_token(registration.token, device.serial, now, spend=not device.flag)
@@ -219,7 +224,7 @@ def _enroll_new(
     device.flag = f"serial {board['serial']} is also enrolled as {', '.join(twins)}" if twins else ""
     device.save()
     key = registration.key
-    DeviceKey.objects.create(device=device, kid=key.kid, alg=key.algorithms[0], jwk=json.dumps(key.jwk), created_at=now)
+    DeviceKey.objects.create(device=device, kid=key.kid, alg=registration.alg, jwk=json.dumps(key.jwk), created_at=now)
     by = {"by": "enrollment token"} if device.status == "approved" else {}
     _record("device.enrolled", device, source, now, status=device.status, kid=key.kid, board=board, **by)
     if twins:
@@ -282,7 +287,7 @@ def _record(action: str, device: Device, source: str, now: int, **detail: object
     audit.record([event], actor=audit.Actor(device.client_id, source), now=now)
 
 
-def _description(device: Device, key: PublicKey) -> dict[str, object]:
+def _description(device: Device, registration: Registration) -> dict[str, object]:
     """The client information response (RFC 7591 section 3.2.1), with the device's status beside it."""
     return {
         "client_id": device.client_id,
@@ -290,7 +295,7 @@ def _description(device: Device, key: PublicKey) -> dict[str, object]:
         "client_name": device.name,
         "grant_types": [JWT_BEARER],
         "token_endpoint_auth_method": "none",
-        "jwks": {"keys": [key.jwk | {"kid": key.kid, "alg": key.algorithms[0]}]},
+        "jwks": {"keys": [registration.key.jwk | {"kid": registration.key.kid, "alg": registration.alg}]},
         "status": device.status,
         "scope": device.scopes,
     }

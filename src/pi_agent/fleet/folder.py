@@ -12,6 +12,7 @@ import hmac
 import os
 import pwd
 import secrets
+from collections.abc import Iterator
 from pathlib import Path
 
 from pi_agent.errors import ConfigError, ConflictError
@@ -79,6 +80,17 @@ def take_lock(path: Path) -> int:
     os.ftruncate(descriptor, 0)
     os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)
     return descriptor
+
+
+@contextlib.contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Wait until nobody else of this machine is in a block with this path."""
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def user_name(uid: int) -> str:

@@ -12,6 +12,11 @@ import threading
 from collections import OrderedDict
 from dataclasses import dataclass, field
 
+from pi_agent.fleet.settings import Settings
+from pi_agent.fleet.web import try_again
+
+MAX_STEP = 60
+
 
 @dataclass(slots=True)
 class Limit:
@@ -37,8 +42,33 @@ class Limit:
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """All limits of a server. The figures leave room for a site behind one address, and for a wave of reboots."""
+    """All limits of a server. As they are set, they leave room for a site behind one address, and for a wave of reboots."""
 
-    requests: Limit = field(default_factory=lambda: Limit(rate=500, burst=2000))
-    registrations: Limit = field(default_factory=lambda: Limit(rate=2, burst=200))
-    device: Limit = field(default_factory=lambda: Limit(rate=1, burst=60))
+    requests: Limit
+    registrations: Limit
+    device: Limit
+
+    @staticmethod
+    def of(settings: Settings) -> Limits:
+        return Limits(
+            requests=Limit(settings.request_rate, settings.request_burst),
+            registrations=Limit(settings.registration_rate, settings.registration_burst),
+            device=Limit(settings.device_rate, settings.device_burst),
+        )
+
+
+class Watch:
+    """An eye on this server's clock: tokens that were issued have a time, and time does not go back (requirement RS-09)."""
+
+    def __init__(self, newest: int) -> None:
+        self.newest = newest
+
+    def check(self, now: int) -> None:
+        """Raise OAuthError (503) when the clock went back by more than MAX_STEP seconds since the newest token."""
+        if now < self.newest - MAX_STEP:
+            raise try_again(f"the server's clock is {self.newest - now} s behind the newest token it has issued")
+        self.newest = max(self.newest, now)
+
+    def reset(self, newest: int) -> None:
+        """Go by what the database says now: somebody may have put it right."""
+        self.newest = newest

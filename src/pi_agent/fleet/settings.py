@@ -10,8 +10,8 @@ from __future__ import annotations
 import logging
 import os
 import tomllib
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, fields, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -19,18 +19,18 @@ from urllib.parse import urlsplit
 from pi_agent.catalogue import nearest
 from pi_agent.errors import ConfigError
 from pi_agent.fleet import folder
+from pi_agent.fleet.options import LOOPBACK, OPTIONS
 
 ENVIRONMENT = "PI_FLEET_"
-LOOPBACK = ("127.0.0.1", "[::1]", "localhost")
-MIN_LIFETIME, MAX_LIFETIME = 300, 24 * 3600
+DATABASE_URL = "DATABASE_URL"  # where hosting platforms put it
+KEY_SECRET_CREDENTIAL = "pi-fleet-key-secret"  # noqa: S105  # the name of a systemd credential
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Settings:
-    """All settings. ``issuer`` is empty until ``with_port`` has seen which port was bound.
+    """All settings; what each means stands in ``options.OPTIONS``.
 
-    ``bind`` is ``HOST:PORT``; ``scopes`` are what a new device may ask for; ``audience`` is whom the access tokens are
-    for (the issuer when empty); ``token_lifetime`` and ``busy_timeout`` (waiting for the database) are seconds.
+    ``issuer`` is empty until ``with_port`` has seen which port was bound.
     """
 
     data: Path
@@ -39,8 +39,25 @@ class Settings:
     audience: str = ""
     scopes: str = "device"
     token_lifetime: int = 1800
-    rate_limit: bool = True
+    database_url: str = field(default="", repr=False)
     busy_timeout: float = 5.0
+    key_days: int = 90
+    key_secret: str = field(default="", repr=False)
+    rate_limit: bool = True
+    request_rate: float = 500
+    request_burst: int = 2000
+    device_rate: float = 1
+    device_burst: int = 60
+    registration_rate: float = 2
+    registration_burst: int = 200
+    trusted_proxy: tuple[str, ...] = ()
+    tls_cert: Path | None = None
+    tls_key: Path | None = None
+    max_connections: int = 10_000
+    header_seconds: float = 10
+    body_seconds: float = 20
+    idle_seconds: float = 20
+    log: str = "text"
 
     @property
     def host(self) -> str:
@@ -53,6 +70,17 @@ class Settings:
     @property
     def database(self) -> Path:
         return self.data / "fleet.sqlite3"
+
+    @property
+    def shares_database(self) -> bool:
+        """Whether other servers may work with the same database."""
+        return bool(self.database_url)
+
+    @property
+    def database_name(self) -> str:
+        """The database as it may be shown: without a password."""
+        parts = urlsplit(self.database_url)
+        return f"postgresql://{parts.hostname or ''}{parts.path}" if self.database_url else str(self.database)
 
     @property
     def socket(self) -> Path:
@@ -71,7 +99,7 @@ class Settings:
         bound = replace(self, bind=f"{self.host}:{port}")
         if bound.issuer:
             return bound
-        if self.host not in LOOPBACK:
+        if self.host not in LOOPBACK or self.tls_cert:
             raise ConfigError(
                 f"the server listens on {self.host}, so devices need its name",
                 key="issuer",
@@ -102,9 +130,10 @@ def load(flags: Mapping[str, Any], environ: Mapping[str, str], *, config: Path |
     data = flags.get("data") or default_data(environ)
     path = config or Path(data) / "fleet.toml"
     places = [
-        ("the command line", {name: value for name, value in flags.items() if name in PARSERS and value is not None}),
+        ("the command line", {name: value for name, value in flags.items() if name in OPTIONS and value is not None}),
         ("the environment", _from_environment(environ)),
         (str(path), _from_file(path, required=config is not None)),
+        ("the systemd credential", _from_credential(environ)),
     ]
     found: dict[str, Any] = {}
     for place, values in places:
@@ -125,10 +154,10 @@ def configure(settings: Settings) -> None:
 
 
 def migrate() -> None:
-    """Bring the database to this version of the program."""
-    from django.core.management import call_command  # as above
+    """Bring the database to this version of the program. Raises ConfigError when a newer one has been there."""
+    from pi_agent.fleet import database  # as above
 
-    call_command("migrate", verbosity=0, interactive=False)
+    database.migrate(current())
 
 
 def current() -> Settings:
@@ -140,6 +169,8 @@ def current() -> Settings:
 
 
 def _django(settings: Settings) -> dict[str, Any]:
+    from pi_agent.fleet.database import database_settings  # it needs the Settings of this file
+
     issuer = urlsplit(settings.issuer)
     secure = issuer.scheme == "https"
     prefix = "__Host-" if secure else ""
@@ -148,7 +179,7 @@ def _django(settings: Settings) -> dict[str, Any]:
         "DEBUG": False,
         "ALLOWED_HOSTS": [*LOOPBACK, *filter(None, [issuer.hostname])],
         "CSRF_TRUSTED_ORIGINS": [settings.issuer] if secure else [],
-        "DATABASES": {"default": _database(settings)},
+        "DATABASES": {"default": database_settings(settings)},
         "INSTALLED_APPS": [
             "django.contrib.auth", "django.contrib.contenttypes", "django.contrib.sessions", "pi_agent.fleet",
         ],
@@ -186,87 +217,16 @@ def _django(settings: Settings) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _database(settings: Settings) -> dict[str, Any]:
-    # FULL: a used assertion and a revocation must outlive a power cut, not only a crash of this process.
-    pragmas = "PRAGMA journal_mode=WAL; PRAGMA synchronous=FULL; PRAGMA cache_size=-65536"
-    return {
-        "ENGINE": "django.db.backends.sqlite3",
-        "NAME": settings.database,
-        "OPTIONS": {"timeout": settings.busy_timeout, "transaction_mode": "IMMEDIATE", "init_command": pragmas},
-    }
-
-
-# How each setting is read. A parser raises ValueError with what it expected.
-
-
-def _text(value: Any) -> str:
-    if not isinstance(value, str) or not value.isprintable():
-        raise ValueError("one line of text")
-    return value
-
-
-def _bind(value: Any) -> str:
-    host, colon, port = _text(value).rpartition(":")
-    if not colon or not host or not port.isdecimal() or int(port) > 65535:
-        raise ValueError("HOST:PORT, such as 127.0.0.1:8080")
-    return value  # type: ignore[no-any-return]  # _text saw a str
-
-
-def _issuer(value: Any) -> str:
-    parts = urlsplit(_text(value))
-    local = parts.scheme == "http" and parts.netloc.rpartition(":")[0] in LOOPBACK
-    plain = parts.netloc and "@" not in parts.netloc and not (parts.path or parts.query or parts.fragment)
-    if not plain or not (local or parts.scheme == "https"):
-        raise ValueError("https://HOST without a path (http:// on loopback only)")
-    return value  # type: ignore[no-any-return]  # _text saw a str
-
-
-def _lifetime(value: Any) -> int:
-    return int(_number(value, MIN_LIFETIME, MAX_LIFETIME))
-
-
-def _switch(value: Any) -> bool:
-    known = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
-    if isinstance(value, bool):
-        return value
-    if str(value).lower() not in known:
-        raise ValueError("true or false")
-    return known[str(value).lower()]
-
-
-def _wait(value: Any) -> float:
-    return _number(value, 0, 60)
-
-
-def _number(value: Any, low: int, high: int) -> float:
-    try:
-        number = float(value)
-    except (ValueError, TypeError, OverflowError):
-        number = -1.0
-    if not low <= number <= high:
-        raise ValueError(f"{low} to {high} seconds")
-    return number
-
-
-PARSERS: dict[str, Callable[[Any], Any]] = {
-    "bind": _bind,
-    "issuer": _issuer,
-    "audience": _text,
-    "scopes": _text,
-    "token_lifetime": _lifetime,
-    "rate_limit": _switch,
-    "busy_timeout": _wait,
-}
-assert {field.name for field in fields(Settings)} == {"data", *PARSERS}
+assert {field.name for field in fields(Settings)} == {"data", *OPTIONS}
 
 
 def _parse(place: str, name: str, value: Any) -> Any:
-    if name not in PARSERS:
-        near = nearest(name, PARSERS)
-        hint = f"did you mean {near}?" if near else f"the settings are {', '.join(PARSERS)}"
+    if name not in OPTIONS:
+        near = nearest(name, OPTIONS)
+        hint = f"did you mean {near}?" if near else f"the settings are {', '.join(OPTIONS)}"
         raise ConfigError(f"{place}: there is no setting {name!r}", path=place, key=name, hint=hint)
     try:
-        return PARSERS[name](value)
+        return OPTIONS[name].read(value)
     except ValueError as error:
         raise ConfigError(f"{place}: {name} must be {error}", path=place, key=name) from error
 
@@ -275,7 +235,17 @@ def _from_environment(environ: Mapping[str, str]) -> dict[str, Any]:
     named = {
         name.removeprefix(ENVIRONMENT).lower(): value for name, value in environ.items() if name.startswith(ENVIRONMENT)
     }
-    return {name: value for name, value in named.items() if name != "data" and value}
+    found = {name: value for name, value in named.items() if name != "data" and value}
+    return ({"database_url": environ[DATABASE_URL]} if environ.get(DATABASE_URL) else {}) | found
+
+
+def _from_credential(environ: Mapping[str, str]) -> dict[str, Any]:
+    """The secret that systemd hands over (LoadCredential=pi-fleet-key-secret:..., systemd.exec(5))."""
+    path = Path(environ.get("CREDENTIALS_DIRECTORY", "/nonexistent")) / KEY_SECRET_CREDENTIAL
+    try:
+        return {"key_secret": path.read_text("utf-8").strip()}
+    except (OSError, ValueError):
+        return {}
 
 
 def _from_file(path: Path, *, required: bool) -> dict[str, Any]:

@@ -1,0 +1,153 @@
+"""Who is asking: a device by its signed assertion, a resource server by its secret (RFC 7521 section 4.2, RFC 6749 section 2.3).
+
+For a device the key comes from the registry by (iss, kid), and the algorithm with it. Only keys are remembered here,
+and a kid is the thumbprint of its key, so what is remembered never becomes untrue; whether the key still speaks for
+the device is read again in the transaction that spends the assertion. A device that does not exist costs and answers
+what a bad signature does (requirement B-28).
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import hashlib
+import hmac
+import json
+from dataclasses import dataclass
+from urllib.parse import unquote_plus
+
+from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
+from django.db import connection
+
+from pi_agent import assertion, jws
+from pi_agent.assertion import Kind, VerifiedAssertion
+from pi_agent.errors import InvalidAssertionError, MalformedTokenError, OAuthError
+from pi_agent.fleet.models import ResourceServer
+from pi_agent.fleet.web import Request
+from pi_agent.jwk import PublicKey, load_jwk, public_key
+
+# Verified in place of a key that is not there. Nobody has the private halves; the modulus is not even a product of two.
+_NOBODY_RSA = int.from_bytes(hashlib.shake_256(b"nobody").digest(256), "big") | 1 << 2047 | 1
+NOBODY = {
+    "ES256": public_key(ec.generate_private_key(ec.SECP256R1()).public_key()),
+    "EdDSA": public_key(ed25519.Ed25519PrivateKey.generate().public_key()),
+    "RS256": public_key(rsa.RSAPublicNumbers(65537, _NOBODY_RSA).public_key()),
+}
+NOBODY["PS256"] = NOBODY["RS256"]
+
+FIND_KEYS = """
+    SELECT k.jwk, k.alg FROM fleet_devicekey k JOIN fleet_device d ON d.id = k.device_id
+    WHERE d.client_id = %s AND k.alg = %s AND k.retired_at IS NULL"""
+FIND_KEY = FIND_KEYS + " AND k.kid = %s"
+MAX_REMEMBERED = 20_000
+
+WITHOUT_KID = ("RS256", "PS256")
+
+_remembered: dict[tuple[str, str | None, str], PublicKey] = {}
+
+
+class UnusableAssertionError(OAuthError):
+    """Signed by the device, and still not to be believed: worth a note for whoever looks for the device."""
+
+    def __init__(self, client_id: str, description: str) -> None:
+        super().__init__("invalid_grant", description)
+        self.client_id = client_id
+
+
+def authenticate(compact: str, *, kind: Kind, audience: str, now: int) -> VerifiedAssertion:
+    """Believe an assertion of a device, or raise OAuthError ``invalid_grant``. It is not spent by this."""
+    try:
+        token = jws.parse(compact)
+        client_id, kid = assertion.claimed_identity(token)
+    except MalformedTokenError as error:
+        raise OAuthError("invalid_grant", str(error)) from error
+    alg = token.header["alg"]
+    try:
+        return assertion.verify(token, _find_key(client_id, kid, alg), alg=alg, kind=kind, audience=audience, now=now)
+    except InvalidAssertionError as error:
+        if error.claim in ("typ", "signature"):
+            raise OAuthError("invalid_grant", str(error)) from error
+        raise UnusableAssertionError(client_id, str(error)) from error
+
+
+def _find_key(client_id: str, kid: str | None, alg: str) -> PublicKey:
+    """The key enrolled for the device under ``kid`` for ``alg``, else nobody's.
+
+    RSA may come without a kid, since oauthlib's ServiceApplicationClient cannot send one: then it is the only RSA key.
+    """
+    if kid is None and alg not in WITHOUT_KID:
+        raise OAuthError("invalid_grant", "the assertion must name its key by kid")
+    known = _remembered.get((client_id, kid, alg))
+    if known is not None:
+        return known
+    with connection.cursor() as cursor:
+        if kid is None:
+            cursor.execute(FIND_KEYS, [client_id, alg])
+        else:
+            cursor.execute(FIND_KEY, [client_id, alg, kid])
+        rows = cursor.fetchmany(2)
+    if len(rows) != 1:
+        return NOBODY[alg]
+    return _remember(client_id, load_jwk(json.loads(rows[0][0])), alg)
+
+
+def _remember(client_id: str, key: PublicKey, alg: str) -> PublicKey:
+    if len(_remembered) >= MAX_REMEMBERED:
+        _remembered.clear()
+    return _remembered.setdefault((client_id, key.kid, alg), key)
+
+
+def named_by_basic(request: Request) -> str | None:
+    """The client_id of a Basic header that names a client without a password, as OAuth libraries send it by themselves.
+
+    Raises OAuthError (401) for any other credential.
+    """
+    if not request.authorization:
+        return None
+    name, password = read_basic(request.authorization)
+    if password:
+        raise OAuthError("invalid_client", "the assertion speaks for the client; send no password", status=401)
+    return name
+
+
+def read_basic(authorization: str) -> tuple[str, str]:
+    """The client_id and the secret of a Basic header (RFC 6749 section 2.3.1). Raises OAuthError (401)."""
+    scheme, _, encoded = authorization.partition(" ")
+    try:
+        if scheme.lower() != "basic":
+            raise ValueError("not Basic")
+        name, colon, secret = base64.b64decode(encoded.strip(), validate=True).decode("ascii").partition(":")
+        if not colon:
+            raise ValueError("no colon")
+    except (binascii.Error, ValueError) as error:
+        raise unknown_client() from error
+    return unquote_plus(name), unquote_plus(secret)
+
+
+@dataclass(frozen=True, slots=True)
+class Asker:
+    """A resource server that has shown its secret: the tokens it may ask about are those for ``audience``."""
+
+    client_id: str
+    audience: str
+
+
+def authenticate_resource_server(request: Request, form: dict[str, str]) -> Asker:
+    """Who asks, by ``client_secret_basic`` or ``client_secret_post``, never both. Raises OAuthError (401)."""
+    posted = "client_secret" in form
+    if posted == bool(request.authorization):
+        raise unknown_client()
+    name, secret = (form.get("client_id", ""), form["client_secret"]) if posted else read_basic(request.authorization)
+    row = ResourceServer.objects.filter(client_id=name).first() if "\0" not in name else None
+    if not hmac.compare_digest(secret_hash(secret), row.secret_hash if row else "") or row is None:
+        raise unknown_client()
+    return Asker(row.client_id, row.audience)
+
+
+def secret_hash(secret: str) -> str:
+    """How a secret of 256 random bits is kept (requirement C-11)."""
+    return hashlib.sha256(secret.encode("utf-8", "replace")).hexdigest()
+
+
+def unknown_client() -> OAuthError:
+    return OAuthError("invalid_client", "the client is not known, or its secret is wrong", status=401)

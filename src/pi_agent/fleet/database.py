@@ -1,0 +1,143 @@
+"""The two databases: SQLite in the data folder for one server, PostgreSQL for any number of them.
+
+What they promise is the same: a transaction that was answered is on disk, a lock that cannot be had is an error within
+seconds, and a schema is only ever changed forward, by one process at a time, in transactions.
+"""
+
+from __future__ import annotations
+
+import zlib
+from typing import Any
+
+from pi_agent.errors import ConfigError
+from pi_agent.fleet import folder
+from pi_agent.fleet.settings import Settings
+
+POSTGRES_EXTRA = "pip install 'pi-agent[fleet,postgres]'"
+POOL_SIZE = 16
+CONNECT_SECONDS = 3
+LOCK_MS, STATEMENT_MS, IDLE_MS = 4_000, 30_000, 60_000
+
+# FULL: a used assertion and a revocation must outlive a power cut, not only a crash of this process. A token's
+# transaction waits for the disk together with all the others that are there by then (``clerk``). The write-ahead log
+# is taken over into the database by the housekeeper, so that no request has to.
+PRAGMAS = (
+    "PRAGMA journal_mode=WAL; PRAGMA synchronous=FULL; PRAGMA cache_size=-32768; PRAGMA wal_autocheckpoint={pages}"
+)
+CHECKPOINT_PAGES = 16_000
+
+
+def database_settings(settings: Settings) -> dict[str, Any]:
+    """Django's settings for the database."""
+    if settings.shares_database:
+        return _postgres(settings)
+    return {
+        "ENGINE": "django.db.backends.sqlite3",
+        "NAME": settings.database,
+        "OPTIONS": {
+            "timeout": settings.busy_timeout,
+            "transaction_mode": "IMMEDIATE",
+            "init_command": PRAGMAS.format(pages=CHECKPOINT_PAGES),
+        },
+    }
+
+
+def _postgres(settings: Settings) -> dict[str, Any]:
+    try:
+        import psycopg_pool  # noqa: F401  # Django would only miss it at the first request
+        from psycopg.conninfo import conninfo_to_dict
+    except ModuleNotFoundError as error:
+        raise ConfigError("PostgreSQL needs psycopg, which is not installed", hint=POSTGRES_EXTRA) from error
+    found = conninfo_to_dict(settings.database_url)
+    known = {name: found.pop(key, "") for name, key in DJANGO_NAMES.items()}
+    limits = {
+        "statement_timeout": STATEMENT_MS,
+        "lock_timeout": LOCK_MS,
+        "idle_in_transaction_session_timeout": IDLE_MS,
+    }
+    options: dict[str, Any] = {
+        "connect_timeout": CONNECT_SECONDS,
+        "tcp_user_timeout": CONNECT_SECONDS * 1000,
+        "options": " ".join(f"-c {name}={value}" for name, value in limits.items()),
+        "prepare_threshold": 3,
+        "pool": {"min_size": 1, "max_size": POOL_SIZE, "timeout": CONNECT_SECONDS + 1, "reconnect_timeout": 60},
+    }
+    return {
+        "ENGINE": "django.db.backends.postgresql",
+        **known,
+        "CONN_HEALTH_CHECKS": True,
+        "OPTIONS": options | found,
+    }
+
+
+DJANGO_NAMES = {"NAME": "dbname", "USER": "user", "PASSWORD": "password", "HOST": "host", "PORT": "port"}
+
+
+def lock(purpose: str) -> None:
+    """Until the end of this transaction, be the only one here, on any server. A transaction of SQLite is alone anyway."""
+    from django.db import connection  # settings import this module before Django is set up
+
+    if connection.vendor == "postgresql":
+        with connection.cursor() as cursor:
+            cursor.execute("SELECT pg_advisory_xact_lock(%s)", [_number(purpose)])
+
+
+def migrate(settings: Settings) -> None:
+    """Bring the database to this version of the program. Raises ConfigError when a newer one has been there."""
+    from django.conf import settings as django_settings  # as above
+    from django.core.management import call_command
+    from django.db import OperationalError, connection
+
+    try:
+        with folder.locked(settings.data / "migrate.lock"):
+            _lock_session(connection, acquire=True)
+            try:
+                refuse_newer(settings)
+                call_command("migrate", verbosity=0, interactive=False)
+            finally:
+                _lock_session(connection, acquire=False)
+    except OperationalError as error:
+        connection.close()
+        raise ConfigError(
+            f"cannot use the database {settings.database_name}: {_reason(error)}",
+            key="database_url" if settings.shares_database else "data",
+            hint="pi-fleet doctor",
+        ) from error
+    if settings.shares_database:  # sessions and forms of one server are good at the others
+        from pi_agent.fleet.signing import shared_secret  # it needs the tables
+
+        django_settings.SECRET_KEY = shared_secret(settings, "django").hex()
+
+
+def refuse_newer(settings: Settings) -> None:
+    """Raise ConfigError when the database holds migrations that this version does not know (requirement RS-14)."""
+    from django.db import connection  # as above
+    from django.db.migrations.loader import MigrationLoader
+
+    loader = MigrationLoader(connection)
+    unknown = sorted(
+        name for app, name in loader.applied_migrations if app == "fleet" and (app, name) not in loader.disk_migrations
+    )
+    if unknown:
+        raise ConfigError(
+            f"{settings.database_name} was written by a newer pi-fleet ({unknown[-1]})",
+            hint="install that version again, or restore a backup from before",
+        )
+
+
+def _lock_session(connection: Any, *, acquire: bool) -> None:
+    """Servers that start together on one PostgreSQL migrate one after the other."""
+    if connection.vendor == "postgresql":
+        name = "pg_advisory_lock" if acquire else "pg_advisory_unlock"
+        with connection.cursor() as cursor:
+            cursor.execute("SET lock_timeout = 0" if acquire else "RESET lock_timeout")
+            cursor.execute(f"SELECT {name}(%s)", [_number("migrate")])
+
+
+def _number(purpose: str) -> int:
+    """A key of PostgreSQL's advisory locks; the upper half marks it as ours."""
+    return 0x7069 << 32 | zlib.crc32(purpose.encode())
+
+
+def _reason(error: Exception) -> str:
+    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
