@@ -19,7 +19,7 @@ from pi_agent.errors import PiAgentError
 
 COMMANDS = (
     *("setup", "run", "status", "doctor", "token", "wait", "exec", "refresh", "sign-out", "board", "config"),
-    "wipe-identity",
+    *("key", "first-boot", "wipe-identity"),
 )
 
 EPILOG = """\

@@ -100,6 +100,25 @@ def replace(path: Path, data: bytes, *, mode: int = 0o600) -> None:
 
 
 @contextmanager
+def as_owner_of(directory: Path) -> Iterator[None]:
+    """Root works in ``directory`` as the user whose it is, so that the service can go on with what was written.
+
+    Anybody else, and root in root's own, works as before.
+    """
+    owner = directory.stat() if os.geteuid() == 0 and directory.is_dir() else None
+    if owner is None or owner.st_uid == 0:
+        yield
+        return
+    os.setegid(owner.st_gid)
+    os.seteuid(owner.st_uid)
+    try:
+        yield
+    finally:
+        os.seteuid(0)
+        os.setegid(0)
+
+
+@contextmanager
 def locked(directory: Path) -> Iterator[None]:
     """Alone among the processes that ask for ``directory`` this way. Raises KeyFileError."""
     try:

@@ -50,13 +50,14 @@ def run(args: argparse.Namespace) -> int:
     settings = config.load(vars(args) | {"server_issuer": issuer})
     board = probe(str(settings.root))
     files.make_directory(settings.state, 0o700)
-    known, key = joining.begin(
-        settings.state,
-        issuer=issuer,
-        serial=board.serial or "",
-        store=settings.key_store,
-        algorithm=settings.key_algorithm,
-    )
+    with files.as_owner_of(settings.state):
+        known, key = joining.begin(
+            settings.state,
+            issuer=issuer,
+            serial=board.serial or "",
+            store=settings.key_store,
+            algorithm=settings.key_algorithm,
+        )
     transport = Transport(
         ca_file=settings.server_ca_file, proxy=settings.server_proxy, loopback_http=settings.server_loopback_http
     )
@@ -77,9 +78,10 @@ def run(args: argparse.Namespace) -> int:
 
     registration = register()
     kid = key.public_key().kid
-    joining.complete(
-        settings.state, known, key, client_id=registration.client_id, token_endpoint=metadata.token_endpoint
-    )
+    with files.as_owner_of(settings.state):
+        joining.complete(
+            settings.state, known, key, client_id=registration.client_id, token_endpoint=metadata.token_endpoint
+        )
     _write_config(settings)
     deadline = time.monotonic() + (args.wait or 0)
     while registration.status == PENDING and time.monotonic() < deadline:
