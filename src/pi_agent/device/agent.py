@@ -10,6 +10,7 @@ from __future__ import annotations
 import _signal  # type: ignore[import-not-found]  # no stubs for it, but `signal` would bring enum and 0.7 MB
 import os
 import select
+import sys
 import time
 
 from pi_agent.device import allow, api, children, clock, frames, metrics, network, outlets, schedule
@@ -17,6 +18,7 @@ from pi_agent.device.doors import Doors
 from pi_agent.device.journal import INFO, WARNING, Journal
 from pi_agent.device.systemd import notify
 from pi_agent.device.tokens import DEMAND_PAUSE, NEVER, Slot, Tokens
+from pi_agent.errors import PiAgentError
 
 WORKER_DEADLINE = 40.0  # the worker ends its own attempt after 30
 LONGEST_NAP = 10.0  # a suspended board wakes up in the middle of a nap, and boot time has gone on
@@ -33,7 +35,12 @@ def main(settings_fd: int) -> None:
     """Run until SIGTERM or SIGINT. ``settings_fd`` is a pipe that holds the settings as a frame."""
     with os.fdopen(settings_fd, "rb") as pipe:
         settings = frames.unpack(pipe.read(frames.MAX_FRAME))
-    Agent(settings).run()
+    try:
+        agent = Agent(settings)
+    except PiAgentError as error:
+        sys.stderr.write(f"error: {error}\n" + (f"hint: {error.hint}\n" if error.hint else ""))
+        raise SystemExit(error.exit_code) from None
+    agent.run()
 
 
 def boot_seconds() -> float:
@@ -244,14 +251,16 @@ class Agent:
 
     def renew(self, slot: Slot, peer: allow.Peer, now: float) -> None:
         """A caller needs another token than this one: its server refused it, or somebody wants to see it work."""
-        if peer.uid in (0, self.uid):
-            self._signed_out = ""
-            pause = schedule.SHORTEST_PAUSE
-        else:
-            pause = DEMAND_PAUSE
-        if not self._signed_out and (now - slot.asked >= pause or slot is self._in_flight):
+        privileged = peer.uid in (0, self.uid)
+        if privileged and self._signed_out:
+            self._sign_in(now)
+        if not self._signed_out and (privileged or now - slot.asked >= DEMAND_PAUSE):
             slot.renewing = True
             slot.try_now(now)
+
+    def _sign_in(self, now: float) -> None:
+        self._signed_out = ""
+        self.tokens.each(lambda slot: slot.try_now(now))
 
     def is_coming(self, slot: Slot, until: float) -> bool:
         """An attempt for this slot is on its way, or will be by ``until``."""
@@ -334,8 +343,7 @@ class Agent:
         if _signal.SIGTERM in numbers or _signal.SIGINT in numbers:
             self._running = False
         if _signal.SIGUSR1 in numbers:
-            self._signed_out = ""
-            self.tokens.each(lambda slot: slot.try_now(now))
+            self._sign_in(now)
         if _signal.SIGHUP in numbers:
             self._reload(now)
 
