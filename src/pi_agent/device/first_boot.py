@@ -26,7 +26,7 @@ from pi_agent.device import config
 from pi_agent.errors import ConfigError
 
 PLACES = (Path("/boot/firmware/pi-agent.toml"), Path("/boot/pi-agent.toml"))
-TOKEN_SETTING = "enrollment.token"
+TOKEN_SETTING = "enrollment.token"  # noqa: S105  # the name of a setting
 TAKEN = ".taken"
 MAX_SIZE = 64 * 1024
 MAX_TOKEN = 512
