@@ -47,10 +47,11 @@ class Answers:
     def __init__(self) -> None:
         self.now: bytes | Script = reply()
         self.metadata: dict[str, Any] = {}
+        self.metadata_date = ""
 
     def __call__(self, channel: socket.socket, request: Request) -> None:
         if request.line.startswith("GET"):
-            channel.sendall(reply(self.metadata))
+            channel.sendall(reply(self.metadata, Date=self.metadata_date))
         elif isinstance(self.now, bytes):
             channel.sendall(self.now)
         else:

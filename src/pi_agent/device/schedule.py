@@ -1,8 +1,9 @@
 """When to ask for a token next. Pure: ``now`` and every answer are seconds of boot time, ``chance`` is a number in [0, 1).
 
 A token is renewed at half its life, give or take a tenth, so that boards that started together drift apart. A failed
-attempt waits a random part of a window that doubles (full jitter), a refused device asks slowly, and the server's
-``Retry-After`` is obeyed up to six hours (requirements RA-01, RA-04, RA-14, RA-33).
+attempt waits a random part of a window that doubles (full jitter; at least half of it once it grows no more, since full
+jitter alone would knock 2,000 times in a week's outage), a refused device asks slowly, and the server's ``Retry-After``
+is obeyed up to six hours (requirements RA-01, RA-04, RA-14, RA-33).
 """
 
 from __future__ import annotations
@@ -41,7 +42,8 @@ def retry_at(now: float, outcome: str, failures: int, *, chance: float, retry_af
     elif outcome == PENDING:
         pause = min(PENDING_CAP, PENDING_BASE * doubled) * (0.5 + 0.5 * chance)
     else:
-        pause = min(CAP, BASE * doubled) * chance
+        window = min(CAP, BASE * doubled)
+        pause = window * (0.5 + 0.5 * chance if window == CAP else chance)
     if retry_after is not None and retry_after > 0:
         pause = max(pause, min(retry_after, MAX_RETRY_AFTER) * (1 + 0.1 * chance))
     return now + max(pause, SHORTEST_PAUSE)

@@ -39,6 +39,7 @@ DEADLINE = 30.0
 SOCKET_TIMEOUT = 10.0
 MAX_ANSWER = 64 * 1024
 
+urllib3.disable_warnings(urllib3.exceptions.SystemTimeWarning)  # a wrong clock is named by us, as an error
 for _name in ("requests_oauthlib", "oauthlib", "urllib3"):
     logging.getLogger(_name).setLevel(logging.INFO)  # at DEBUG they print assertions and tokens (G-03)
 
