@@ -75,3 +75,48 @@ def test_no_bytes_are_no_fields() -> None:
 def test_a_name_that_stands_twice_counts_once() -> None:
     """The last one counts, on both sides of the pipe alike."""
     assert frames.unpack(b"a 1\nx\na 1\ny\n") == {"a": "y"}
+
+
+# Answers of a worker
+
+TOKEN = {"outcome": "token", "head": '{"access_token": "x", "expires_in": ', "tail": "}", "expires_in": 60}
+
+NO_ANSWERS: dict[str, bytes] = {
+    "nothing": b"",
+    "text": b"Traceback (most recent call last):\n",
+    "no outcome": frames.pack({"head": "x"}),
+    "a token without an answer": frames.pack({"outcome": "token", "expires_in": 60}),
+    "a token without a life": frames.pack(
+        {"outcome": "token", "head": '{"access_token": "x", "expires_in": ', "tail": "}"}
+    ),
+    "a life that is no number": frames.pack({"outcome": "token", "head": "x", "tail": "}", "expires_in": "soon"}),
+    "a life that has ended": frames.pack({"outcome": "token", "head": "x", "tail": "}", "expires_in": "-5"}),
+    "a life for ever": frames.pack({"outcome": "token", "head": "x", "tail": "}", "expires_in": "9" * 400}),
+    "a life of other digits": frames.pack({"outcome": "token", "head": "x", "tail": "}", "expires_in": "\u00b2"}),
+    "a pause of other digits": frames.pack({"outcome": "failed", "retry_after": "\u00b2"}),
+    "a pause for ever": frames.pack({"outcome": "failed", "retry_after": "9" * 400}),
+    "an anchor that is no number": frames.pack({"outcome": "failed", "anchor": "x"}),
+    "an anchor that is not a number": frames.pack({"outcome": "failed", "anchor": "nan"}),
+    "an anchor for ever": frames.pack({"outcome": "failed", "anchor": "1e400"}),
+    "too much": b"x" * 200_000,
+}
+
+
+@pytest.mark.parametrize("frame", NO_ANSWERS.values(), ids=NO_ANSWERS.keys())
+def test_ra09_an_answer_that_is_not_whole_or_has_no_numbers_is_none(frame: bytes) -> None:
+    """Whatever a worker says that was taken over, the resident works with seconds that are seconds."""
+    with pytest.raises(ValueError, match=r".+"):
+        frames.unpack_answer(frame)
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        TOKEN,
+        TOKEN | {"anchor": "1795262400.5", "scope": ""},
+        {"outcome": "failed", "retry_after": 0, "message": "m", "anchor": ""},
+    ],
+)
+def test_an_answer_that_is_whole_is_read(fields: dict[str, str | int]) -> None:
+    """A token with everything that belongs to it, and any other outcome."""
+    assert frames.unpack_answer(frames.pack(fields)) == {name: str(value) for name, value in fields.items()}
