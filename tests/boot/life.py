@@ -65,10 +65,13 @@ class Life:
             yield "cold boot: a token without anybody doing anything", lambda: self._token(machine)
             if self.whole:
                 yield from self._accidents(machine)
+            yield "the settings are read again while it runs", lambda: self._reload(machine)
+            yield "a unit that needs a token waits for it", lambda: self._online(machine)
+            yield "with the socket, the first to ask starts the agent", lambda: self._socket(machine)
             yield from self._versions(machine)
         if self.whole:
             yield from self._other_cards()
-        with self.lab.boot(binds=self.board) as machine:
+        with self.lab.boot(binds=[*self.board, f"{self.home}/other-firmware:/mnt/firmware"]) as machine:
             yield from self._end(machine)
 
     def _first_boot(self, machine: Machine) -> Iterator[Step]:
@@ -76,6 +79,7 @@ class Life:
         yield "set up: enrolled, waiting for approval", lambda: self._set_up(machine)
         yield "approved: first token", lambda: self._restart(machine)
         yield "status line is a sentence, and the journal has no warning", lambda: self._said(machine)
+        yield "set up once more: the same identity", lambda: self._set_up_again(machine)
         yield "a user of the group gets the token, another does not", lambda: self._callers(machine)
         yield "killed outright: started again, token", lambda: self._kill(machine, "9")
 
@@ -99,6 +103,10 @@ class Life:
         yield "installed again: the same identity, token", lambda: self._again(machine)
         yield "purged with the answer no: identity kept", lambda: self._purge(machine, keep=True)
         yield "purged with nobody to ask: nothing is left", lambda: self._purge(machine, keep=False)
+        yield (
+            "set up by a file on the boot partition: token, and the file forgets",
+            lambda: self._first_boot_file(machine),
+        )
 
     # Parts of a life
 
@@ -127,6 +135,36 @@ class Life:
         contains(machine.show(UNIT, "StatusText"), "token ok, ")
         same(machine.run("journalctl", "-u", UNIT, "-p", "warning", "-o", "cat", "-q"), "")
         same(machine.run("systemd-analyze", "verify", "--man=no", UNIT, codes=EVERYTHING), "")
+
+    def _set_up_again(self, machine: Machine) -> None:
+        before = self._identity(machine)
+        machine.run("pi-agent", "setup", self.fleet.url)
+        same(self._identity(machine), before)
+        same(machine.run("find", STATE, "-not", "-user", "pi-agent"), "")
+        machine.run("systemctl", "restart", UNIT)
+        self._token(machine)
+
+    def _reload(self, machine: Machine) -> None:
+        pid = machine.show(UNIT, "MainPID")
+        machine.run("systemctl", "reload", UNIT)
+        self._token(machine)
+        same(machine.show(UNIT, "MainPID"), pid)
+
+    def _online(self, machine: Machine) -> None:
+        machine.run("systemctl", "stop", UNIT)
+        machine.run("systemctl", "start", "pi-agent-online.target")
+        same(machine.run("pi-agent", "token").count("."), 2)
+
+    def _socket(self, machine: Machine) -> None:
+        """What is at the other end of a connection is the agent that systemd starts for it."""
+        machine.run("systemctl", "stop", "pi-agent-online.target", UNIT)
+        machine.run("systemctl", "start", "pi-agent.socket")
+        same(machine.show(UNIT, "ActiveState"), "inactive")
+        same(machine.run("pi-agent", "token", "--timeout", "20").count("."), 2)
+        self._kill(machine, "9")
+        machine.run("systemctl", "stop", "pi-agent.socket", UNIT)
+        machine.run("systemctl", "start", UNIT)
+        self._token(machine)
 
     def _callers(self, machine: Machine) -> None:
         machine.run("useradd", "-G", "pi-agent", "friend")
@@ -249,6 +287,17 @@ class Life:
         if keep:
             machine.run("dpkg", "-i", "/opt/new.deb")
             self._token(machine)
+
+    def _first_boot_file(self, machine: Machine) -> None:
+        """The other board's way: a new identity, so a new serial, and a token that approves it."""
+        machine.run("mount", "--bind", "/mnt/firmware", "/sys/firmware")
+        machine.run("dpkg", "-i", "/opt/new.deb")
+        secret = self.fleet.enrollment_token(1)
+        wishes = f'[server]\nissuer = "{self.fleet.url}"\nca_file = "{CA}"\n[enrollment]\ntoken = "{secret}"\n'
+        machine.run("sh", "-c", "mkdir -p /boot/firmware && cat > /boot/firmware/pi-agent.toml", text=wishes + AT_ONCE)
+        machine.run("systemctl", "start", "pi-agent-first-boot.service")
+        self._token(machine)
+        same(machine.run("grep", "-r", secret, "/boot", "/etc/pi-agent", STATE, codes=EVERYTHING), "")
 
     # What is asked again and again
 

@@ -73,6 +73,7 @@ def test_contents(contents: dict[str, str]) -> None:
         "/usr/bin/pi-agent",
         "/usr/lib/systemd/system/pi-agent.service",
         "/usr/lib/systemd/system/pi-agent.socket",
+        "/usr/lib/systemd/system/pi-agent-first-boot.service",
         "/usr/lib/systemd/system/pi-agent-online.target",
         "/usr/lib/systemd/system/pi-agent-wait-online.service",
         "/usr/lib/sysusers.d/pi-agent.conf",

@@ -14,6 +14,7 @@ import pytest
 SYSTEMD = Path(__file__).resolve().parents[2] / "systemd"
 UNITS = sorted(path.name for path in SYSTEMD.iterdir() if path.suffix in (".service", ".socket", ".target"))
 MOST_EXPOSED = {"pi-agent.service": 1.5, "pi-agent-wait-online.service": 1.5, "pi-fleet.service": 2.0}
+ROOTS = {"pi-agent-first-boot.service": 2.5}  # run once, as root, only where a card asks for it
 BACK_OFF_SINCE = 254  # systemd's NEWS: RestartSteps=, RestartMaxDelaySec=
 
 analyze = shutil.which("systemd-analyze")
@@ -45,6 +46,7 @@ def verify(folder: Path) -> tuple[int, str]:
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     """The units with commands that exist on every machine."""
+    assert set(MOST_EXPOSED | ROOTS) == {name for name in UNITS if name.endswith(".service")}
     for name in UNITS:
         text = (SYSTEMD / name).read_text()
         (tmp_path / name).write_text(re.sub(r"(?m)^(Exec\w+=)\S+", r"\1/bin/true", text))
@@ -76,10 +78,10 @@ def test_back_off_verifies(folder: Path) -> None:
 
 
 @needs_systemd
-@pytest.mark.parametrize("name", MOST_EXPOSED)
+@pytest.mark.parametrize("name", MOST_EXPOSED | ROOTS)
 def test_exposure(name: str) -> None:
     """The unit is at most as exposed as promised, and every kind of exposure that is left is explained in it (E-10)."""
-    limit = MOST_EXPOSED[name]
+    limit = (MOST_EXPOSED | ROOTS)[name]
     command = [str(analyze), "security", "--offline=yes", "--no-pager", f"--threshold={limit * 10:.0f}"]
     done = subprocess.run([*command, "--json=short", str(SYSTEMD / name)], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
