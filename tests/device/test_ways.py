@@ -1,0 +1,237 @@
+"""Ways to use the token: requests and httpx, exec, wait, files, hooks; and settings that change while the agent runs."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import stat
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import requests
+
+from device.living import SOURCE, Living, eventually, living, numbered
+from device.servers import Request, Server, reply, serving
+from pi_agent.client import auth
+
+
+@pytest.fixture
+def pi(tmp_path: Path) -> Iterator[Living]:
+    with living(tmp_path) as pi:
+        pi.answers.now = numbered()
+        yield pi
+
+
+@pytest.fixture
+def api() -> Iterator[Server]:
+    """A resource server that takes every token but the first."""
+
+    def script(channel: Any, request: Request) -> None:
+        good = request.headers.get("authorization", "") not in ("", "Bearer token-1")
+        channel.sendall(reply({"thanks": True}) if good else reply({}, status=401))
+
+    with serving(script) as server:
+        yield server
+
+
+def test_requests_gets_a_new_token_after_a_401(pi: Living, api: Server) -> None:
+    """``auth=auth()`` in requests: a 401 is answered once, with another token, and the body goes along."""
+    with pi.running():
+        pi.state("ok")
+        time.sleep(0.2)
+        answer = requests.post(api.url, json={"degrees": 21}, auth=auth(runtime=pi.runtime), timeout=10)
+        assert answer.json() == {"thanks": True}
+        assert [each.headers["authorization"] for each in api.requests] == ["Bearer token-1", "Bearer token-2"]
+        assert [json.loads(each.body) for each in api.requests] == [{"degrees": 21}] * 2
+        assert [each.status_code for each in answer.history] == [401]
+
+
+def test_a_second_401_is_the_callers(pi: Living) -> None:
+    """A server that refuses the new token, too, is believed."""
+    with serving(lambda channel, _: channel.sendall(reply({}, status=401))) as api, pi.running():
+        pi.state("ok")
+        assert requests.get(api.url, auth=auth(runtime=pi.runtime), timeout=10).status_code == 401
+        assert len(api.requests) == 2
+
+
+def test_httpx_takes_the_same_object(pi: Living, api: Server) -> None:
+    """``auth=auth()`` in httpx, with a client and with an asynchronous one."""
+    httpx = pytest.importorskip("httpx", reason="httpx is not installed")
+    with pi.running():
+        pi.state("ok")
+        with httpx.Client(auth=auth(runtime=pi.runtime)) as session:
+            assert session.post(api.url, json={"degrees": 21}).json() == {"thanks": True}
+        assert [each.headers["authorization"] for each in api.requests] == ["Bearer token-1", "Bearer token-2"]
+
+        async def one() -> int:
+            async with httpx.AsyncClient(auth=auth(runtime=pi.runtime)) as session:
+                return int((await session.get(api.url)).status_code)
+
+        import asyncio
+
+        assert asyncio.run(one()) == 200
+
+
+def test_wait_ends_when_a_token_is_there(pi: Living) -> None:
+    """``pi-agent wait``: 0 as soon as there is a token, 1 when the time is over, 5 without an agent."""
+    assert pi.run("wait", "--timeout", "0").returncode == 5
+    pi.answers.now = reply(b"", status=500)
+    with pi.running() as agent:
+        done = pi.run("wait", "--timeout", "0.2")
+        assert (done.returncode, done.stderr.startswith("error: no token")) == (1, True)
+        waiting = subprocess.Popen(pi.command("wait", "--timeout", "20"))
+        pi.answers.now = reply()
+        agent.send_signal(signal.SIGUSR1)
+        assert waiting.wait(20) == 0
+
+
+def test_wait_says_4_for_a_refused_board(pi: Living) -> None:
+    """A board that nobody approved: 4."""
+    pi.answers.now = reply({"error": "authorization_pending"}, status=400)
+    with pi.running():
+        pi.state("pending")
+        assert pi.run("wait", "--timeout", "0.2").returncode == 4
+
+
+def test_exec_gives_the_token_and_takes_the_exit_code(pi: Living) -> None:
+    """The child finds the token in its environment; its exit code is ours, or 128 and the signal."""
+    with pi.running():
+        pi.state("ok")
+        shown = pi.run("exec", "--", sys.executable, "-c", "import os; print(os.environ['PI_AGENT_TOKEN']); exit(7)")
+        assert (shown.returncode, shown.stdout) == (7, "token-1\n")
+        assert pi.run("exec", "--", "sh", "-c", "kill -TERM $$").returncode == 128 + 15
+        by_fd = pi.run("exec", "--fd", "--variable", "T", "--", "sh", "-c", "cat /dev/fd/$T_FD")
+        assert by_fd.stdout == "token-1\n"
+        assert pi.run("exec").returncode == 2
+        assert pi.run("exec", "--", "/no/such/program").returncode == 2
+
+
+def test_exec_restarts_its_program_with_the_new_token(pi: Living) -> None:
+    """When the token has been refreshed the program is ended and started again with the new one."""
+    pi.answers.now = numbered(life=4)
+    seen = pi.home / "seen"
+    script = f"import os, time; open({str(seen)!r}, 'a').write(os.environ['PI_AGENT_TOKEN'] + chr(10)); time.sleep(30)"
+    with pi.running():
+        pi.state("ok")
+        child = subprocess.Popen(pi.command("exec", "--min-valid", "1", "--", sys.executable, "-c", script))
+        eventually(lambda: seen.exists() and len(set(seen.read_text().split())) >= 2, "a restart")
+        child.terminate()
+        assert child.wait(10) in (128 + 15, 143)
+
+
+def test_files_and_hooks(pi: Living) -> None:
+    """The token file and the environment file hold the current token, are not open to all, and go when the agent ends."""
+    events = pi.home / "events"
+    hook = pi.home / "hooks" / "on-token.d" / "10-tell"
+    hook.parent.mkdir(parents=True)
+    hook.write_text(f"#!/bin/sh\necho $PI_AGENT_EVENT >> {events}\n")
+    hook.chmod(0o755)
+    outside = pi.home / "hooks" / "on-token.d" / "20-planted"
+    outside.write_text(f"#!/bin/sh\necho planted >> {events}\n")
+    outside.chmod(0o777)
+    token_file, environment_file = pi.home / "run" / "token", pi.home / "run" / "env"
+    pi.environment |= {
+        "PI_AGENT_SINKS_TOKEN_FILE": str(token_file),
+        "PI_AGENT_SINKS_ENVIRONMENT_FILE": str(environment_file),
+        "PI_AGENT_SINKS_HOOKS": str(pi.home / "hooks"),
+    }
+    with pi.running() as agent:
+        eventually(lambda: events.exists() and events.read_text() == "token\n", "the hook")
+        assert token_file.read_text() == "token-1"
+        assert stat.S_IMODE(token_file.stat().st_mode) == 0o600
+        assert environment_file.read_text().splitlines()[0] == "PI_AGENT_TOKEN=token-1"
+        agent.send_signal(signal.SIGUSR1)
+        eventually(lambda: token_file.read_text() == "token-2", "the next token")
+        assert sorted(path.name for path in (pi.home / "run").iterdir()) == ["agent.lock", "agent.sock", "env", "token"]
+    assert not token_file.exists()
+    assert not environment_file.exists()
+
+
+def test_a_reader_of_the_token_file_sees_old_or_new(tmp_path: Path) -> None:
+    """E-07: reading as fast as possible while it is replaced a thousand times never gives an empty or torn token."""
+    from pi_agent.device import sinks
+
+    path = tmp_path / "token"
+    sinks.write(str(path), b"A" * 900, None)
+    torn: list[str] = []
+    stop = threading.Event()
+
+    def read() -> None:
+        while not stop.is_set():
+            text = path.read_text()
+            if len(text) != 900 or len(set(text)) != 1:
+                torn.append(text[:20])
+
+    reader = threading.Thread(target=read)
+    reader.start()
+    for number in range(1000):
+        assert sinks.write(str(path), bytes([65 + number % 26]) * 900, None) == ""
+    stop.set()
+    reader.join()
+    assert torn == []
+
+
+@pytest.mark.parametrize("plant", ["symlink", "directory"])
+def test_planted_names_redirect_no_token(tmp_path: Path, plant: str) -> None:
+    """E-08: a link at the token file's name is replaced, not followed; a directory there is a warning."""
+    from pi_agent.device import sinks
+
+    target = tmp_path / "target"
+    target.write_text("mine")
+    path = tmp_path / "run" / "token"
+    path.parent.mkdir()
+    if plant == "symlink":
+        path.symlink_to(target)
+        assert sinks.write(str(path), b"secret", None) == ""
+        assert not path.is_symlink()
+    else:
+        path.mkdir()
+        assert "cannot write" in sinks.write(str(path), b"secret", None)
+    assert target.read_text() == "mine"
+    assert [each.name for each in path.parent.iterdir()] == ["token"]
+
+
+def test_sighup_takes_new_settings_and_keeps_the_old_for_bad_ones(pi: Living) -> None:
+    """RA-24: a good file is taken over, a bad one is named with file and line, and the agent goes on as before."""
+    config = pi.home / "config.toml"
+    with pi.running() as agent:
+        pi.state("ok")
+        pi.configure('[token]\nscope = "one two"\n', "config.d/10-scope.toml")
+        agent.send_signal(signal.SIGHUP)
+        eventually(lambda: "settings were read again" in pi.log(), "the new settings")
+        eventually(lambda: pi.posts()[-1].form.get("scope") == "one two", "a request with the new scope")
+        config.write_text(config.read_text() + 'isuer = "x"\n')
+        agent.send_signal(signal.SIGHUP)
+        eventually(lambda: "the settings stay as they were" in pi.log(), "the refusal")
+        assert f"{config}:4: there is no setting 'server.isuer'" in pi.log()
+        assert pi.token()
+
+
+def test_a_small_program_in_the_shell(pi: Living) -> None:
+    """The documented line for curl works against the socket itself."""
+    with pi.running():
+        pi.state("ok")
+        command = ["curl", "-s", "--unix-socket", f"{pi.runtime}/agent.sock", "http://pi/v1/token"]
+        done = subprocess.run(command, capture_output=True, text=True, check=True)
+        assert json.loads(done.stdout)["access_token"] == "token-1"
+
+
+def test_the_resident_stays_thin(pi: Living) -> None:
+    """A running agent holds no more than a third of what the worker's libraries take: no ssl, no libcrypto in its maps."""
+    with pi.running() as agent:
+        pi.state("ok")
+        maps = Path(f"/proc/{agent.pid}/maps").read_text()
+        assert not [word for word in ("libssl", "libcrypto", "_rust", "_asyncio") if word in maps]
+
+
+def test_the_client_needs_the_standard_library_only() -> None:
+    """-S: no site-packages; the client imports all the same."""
+    code = f"import sys; sys.path.insert(0, {str(SOURCE)!r}); import pi_agent.client"
+    subprocess.run([sys.executable, "-I", "-S", "-c", code], check=True, env=dict(os.environ))
