@@ -185,15 +185,15 @@ def load(flags: Mapping[str, Any], environ: Mapping[str, str] = os.environ) -> S
 def _given(
     setting: Setting, flags: Mapping[str, Any], environ: Mapping[str, str], in_files: Mapping[str, Found]
 ) -> Found:
-    flag = flags.get(setting.attribute)
-    if flag is not None:
-        return Found(_value(setting, flag, "the command line"), "the command line")
-    if setting.variable in environ:
-        return Found(_value(setting, environ[setting.variable], setting.variable), setting.variable)
-    if setting.name in in_files:
+    found = Found(setting.default, BUILT_IN)
+    if setting.name in in_files:  # looked at even where something else wins: it would be in force tomorrow
         found = in_files[setting.name]
-        return Found(_value(setting, found.value, found.origin), found.origin)
-    return Found(setting.default, BUILT_IN)
+        found = Found(_value(setting, found.value, found.origin), found.origin)
+    if (variable := environ.get(setting.variable)) is not None:
+        found = Found(_value(setting, variable, setting.variable), setting.variable)
+    if (flag := flags.get(setting.attribute)) is not None:
+        found = Found(_value(setting, flag, "the command line"), "the command line")
+    return found
 
 
 def check_url(url: str, *, loopback_http: bool, what: str) -> None:

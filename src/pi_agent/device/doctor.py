@@ -63,7 +63,7 @@ class Doctor:
         """Every check in order; those that hang on one that failed are told as skipped."""
         broken = ""
         for name, needed, check in self._checks():
-            if broken and needed:
+            if broken == "config" or (broken and needed):
                 yield Finding(name, SKIPPED, f"not tried: {broken} comes first")
                 continue
             try:

@@ -1,0 +1,218 @@
+"""``pi-agent doctor``: for every fault, its first cross names the true cause; and ``config`` says where values come from."""
+
+from __future__ import annotations
+
+import json
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from device.living import Living, living
+from device.servers import Authority, reply
+
+ORDER = "config board identity key clock dns tcp tls metadata token socket sandbox flash".split()  # noqa: SIM905
+
+
+@pytest.fixture
+def pi(tmp_path: Path) -> Iterator[Living]:
+    with living(tmp_path) as pi:
+        yield pi
+
+
+def first_cross(pi: Living) -> tuple[str, str, str]:
+    """Name, text and hint of the first finding that is bad; empty when none is."""
+    done = pi.run("doctor", "--json")
+    findings = json.loads(done.stdout)["findings"]
+    assert [each["name"] for each in findings] == ORDER
+    bad = [each for each in findings if each["verdict"] == "bad"]
+    assert done.returncode == int(bool(bad))
+    return (bad[0]["name"], bad[0]["text"], bad[0]["hint"]) if bad else ("", "", "")
+
+
+def test_a_healthy_board(pi: Living) -> None:
+    """Every check passes, a real token was had, and the running agent is asked."""
+    with pi.running():
+        pi.state("ok")
+        done = pi.run("doctor")
+        assert done.returncode == 0, done.stdout
+        assert "✗" not in done.stdout
+        assert "✓ token     the server gives one for 1800 s" in done.stdout
+        assert "✓ socket    the agent says: token ok" in done.stdout
+
+
+def test_no_agent_is_the_sockets_fault(pi: Living) -> None:
+    """All is well but nobody runs: the socket is the first cross."""
+    name, text, hint = first_cross(pi)
+    assert name == "socket"
+    assert "no agent answers" in text
+    assert "pi-agent" in hint
+
+
+def test_settings_with_a_typing_error(pi: Living) -> None:
+    """RA-24: the file, the line, and the name that was meant."""
+    pi.configure('[server]\nisuer = "x"\n')
+    name, text, hint = first_cross(pi)
+    assert (name, hint) == ("config", "did you mean server.issuer?")
+    assert "config.toml:2" in text
+
+
+def test_a_board_that_is_none(pi: Living) -> None:
+    """RA-28: another machine's cpuinfo."""
+    (pi.home / "root/proc/cpuinfo").write_text("processor\t: 0\nvendor_id\t: GenuineIntel\n")
+    assert first_cross(pi)[0] == "board"
+
+
+def test_not_set_up(pi: Living) -> None:
+    """Nothing was enrolled: identity, with the command to run."""
+    (pi.home / "state/identity.json").unlink()
+    name, _, hint = first_cross(pi)
+    assert (name, "pi-agent setup" in hint) == ("identity", True)
+
+
+@pytest.mark.parametrize("damage", ["missing", "garbled", "open"])
+def test_a_key_that_cannot_be_used(pi: Living, damage: str) -> None:
+    """RA-23, RA-30: a key that is gone, damaged or open to others is the key's fault, and is left as it is."""
+    key = pi.home / "state/key.pem"
+    if damage == "missing":
+        key.unlink()
+    elif damage == "garbled":
+        key.write_bytes(b"\0" * 200)
+    else:
+        key.chmod(0o644)
+    name, text, hint = first_cross(pi)
+    assert name == "key", text
+    assert hint
+
+
+def test_a_card_in_another_board(pi: Living) -> None:
+    """RA-25: the identity belongs to another serial."""
+    cpuinfo = pi.home / "root/proc/cpuinfo"
+    text = cpuinfo.read_text()
+    serial = next(row for row in text.splitlines() if row.startswith("Serial"))
+    cpuinfo.write_text(text.replace(serial, serial[:-4] + "beef"))
+    assert first_cross(pi)[0] == "identity"
+
+
+def test_a_name_that_nobody_knows(pi: Living) -> None:
+    """RA-03: DNS."""
+    rename(pi, "https://no-such-host.invalid")
+    name, text, _ = first_cross(pi)
+    assert (name, "no-such-host.invalid" in text) == ("dns", True)
+
+
+def test_nobody_listens(pi: Living) -> None:
+    """RA-02: TCP."""
+    with socket.create_server(("127.0.0.1", 0)) as gone:
+        port = gone.getsockname()[1]
+    rename(pi, f"http://127.0.0.1:{port}")
+    name, text, _ = first_cross(pi)
+    assert (name, "refused" in text) == ("tcp", True)
+
+
+@pytest.mark.parametrize(
+    ("days", "server", "words"), [(-1, "127.0.0.1", "expired"), (1, "elsewhere.example", "127.0.0.1")]
+)
+def test_a_certificate_that_does_not_fit(tmp_path: Path, days: int, server: str, words: str) -> None:
+    """RA-08: TLS, with what is wrong about the certificate."""
+    authority = Authority(tmp_path)
+    with living(tmp_path / "pi", tls=authority.context(name=server, days=days)) as pi:
+        pi.environment["PI_AGENT_SERVER_CA_FILE"] = str(authority.ca_file)
+        name, text, _ = first_cross(pi)
+        assert (name, words in text) == ("tls", True), text
+
+
+def test_a_clock_that_is_a_year_off_is_named_before_tls(tmp_path: Path) -> None:
+    """A-07: the certificate does not fit because of the clock; the clock is the first cross."""
+    from email.utils import formatdate
+    from time import time
+
+    authority = Authority(tmp_path)
+    with living(tmp_path / "pi", tls=authority.context(days=-1)) as pi:
+        pi.environment["PI_AGENT_SERVER_CA_FILE"] = str(authority.ca_file)
+        date = formatdate(time() - 400 * 86400, usegmt=True)
+        pi.answers.now = reply(Date=date)
+        pi.answers.metadata_date = date
+        name, text, hint = first_cross(pi)
+        assert (name, "400 days ahead of what the server says" in text) == ("clock", True), text
+        assert "timedatectl" in hint
+
+
+@pytest.mark.parametrize(
+    ("metadata", "words"),
+    [({"issuer": "https://other.example"}, "does not call itself that"), ({}, "does not call itself that")],
+)
+def test_a_server_that_is_another(pi: Living, metadata: dict[str, str], words: str) -> None:
+    """A-18: the server calls itself something else."""
+    pi.answers.metadata = metadata
+    name, text, _ = first_cross(pi)
+    assert (name, words in text) == ("metadata", True)
+
+
+@pytest.mark.parametrize(
+    ("error", "words"),
+    [("authorization_pending", "pi-fleet approve"), ("invalid_grant", ""), ("temporarily_unavailable", "")],
+)
+def test_a_server_that_refuses(pi: Living, error: str, words: str) -> None:
+    """RA-14: the trial token is refused, in the server's own word."""
+    pi.answers.now = reply({"error": error}, status=400)
+    name, text, hint = first_cross(pi)
+    assert (name, error in text, words in hint) == ("token", True, True)
+
+
+def test_what_hangs_on_a_cross_is_not_tried(pi: Living) -> None:
+    """Nothing above the cause is shown as wrong."""
+    rename(pi, "https://no-such-host.invalid")
+    shown = pi.run("doctor").stdout
+    assert "- token     not tried: dns comes first" in shown
+    assert pi.posts() == []
+
+
+def rename(pi: Living, url: str) -> None:
+    """Make the identity name another server."""
+    path = pi.home / "state/identity.json"
+    path.write_text(path.read_text().replace(pi.server.url, url))
+    path.chmod(0o600)
+    pi.configure((pi.home / "config.toml").read_text().replace(pi.server.url, url))
+
+
+def test_show_says_where_every_value_comes_from(pi: Living) -> None:
+    """flags > variables > drop-ins > file > preset > built in."""
+    pi.configure('[token]\nscope = "a"\nspread = 7\n[server]\npreset = "okta"\n')
+    pi.configure('[token]\nscope = "b"\n[[local.allow]]\ngroup = "daemon"\nscopes = ["b"]\n', "config.d/5-b.toml")
+    pi.environment["PI_AGENT_NAME"] = "kitchen"
+    done = pi.run("config", "show", "--json")
+    found = {name: (each["value"], each["origin"]) for name, each in json.loads(done.stdout)["settings"].items()}
+    assert found["name"] == ("kitchen", "PI_AGENT_NAME")
+    assert found["token.scope"] == ("b", f"{pi.home}/config.d/5-b.toml:2")
+    assert found["server.preset"] == ("okta", f"{pi.home}/config.toml:5")
+    assert found["server.grant"] == ("client_credentials", "preset okta")
+    assert found["token.assertion_lifetime"] == (60, "built in")
+    assert found["state"] == (str(pi.home / "state"), "the command line")
+    text = pi.run("config", "show", "--origin").stdout
+    assert f'scope = "b"{" " * 33}# {pi.home}/config.d/5-b.toml:2' in text
+    assert 'group = "daemon"\nscopes = ["b"]' in text
+
+
+def test_what_show_prints_is_a_settings_file(pi: Living, tmp_path: Path) -> None:
+    """The output of ``config show`` read back gives the same output."""
+    text = pi.run("config", "show").stdout
+    pi.configure(text)
+    assert pi.run("config", "show").stdout == text
+
+
+def test_check_names_what_is_wrong(pi: Living) -> None:
+    """A user who does not exist, a key that a rule does not have, a value out of range: file, line, and the name meant."""
+    assert pi.run("config", "check").returncode == 0
+    for text, words in (
+        ('[[local.allow]]\nuser = "nobody-by-that-name"\n', "config.toml:1: there is no user 'nobody-by-that-name'"),
+        ('[[local.allow]]\nusr = "x"\n', "did you mean user?"),
+        ("[token]\nspread = 9999\n", "token.spread in"),
+        ('[server]\ngrant = "password"\n', "must be one of jwt-bearer, client_credentials"),
+        ('[server]\ngrant = "client_credentials"\n', "client_credentials needs a client that authenticates"),
+    ):
+        pi.configure(text)
+        done = pi.run("config", "check")
+        assert done.returncode == 2
+        assert words in done.stderr
