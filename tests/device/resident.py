@@ -26,7 +26,7 @@ from pi_agent.errors import AgentError, TransportError
 SOURCE = Path(pi_agent.__file__).resolve().parent.parent
 CPUINFO = Path(__file__).resolve().parents[2] / "fixtures" / "cpuinfo" / "2b-a01041-6.1-32bit.txt"
 ISSUER = "https://fleet.example"
-PATIENCE = 12.0
+PATIENCE = 30.0
 
 T = TypeVar("T")
 
