@@ -74,7 +74,7 @@ class LiveFleet:
         )
         pi.client_id = second.json["client_id"]
         if approved:
-            assert self.cli("approve", pi.client_id, "--yes").returncode == 0
+            assert self.cli("approve", pi.client_id, "--yes", "--reason", "test").returncode == 0
         return pi
 
     def cli(self, *arguments: str) -> subprocess.CompletedProcess[str]:

@@ -97,7 +97,7 @@ class Chosen:
 
     text: str = ""
     ids: tuple[str, ...] = ()
-    most: int = 1
+    most: int | None = None
     selection: str = ""
     version: str = ""
 
@@ -228,7 +228,9 @@ def _hold(target: Target, chosen: Chosen) -> list[Device]:
         raise ConflictError(
             "the devices are not the ones that were shown", hint="look at them again; nothing has changed"
         )
-    most = len(chosen.ids) or (target.rows.count() if chosen.selection else chosen.most)
+    most = chosen.most
+    if most is None:
+        most = len(chosen.ids) or (target.rows.count() if chosen.selection else 1)
     rows = list(target.rows.select_for_update().prefetch_related("keys", "tags")[: most + 1])
     if len(rows) > most:
         raise ConflictError(

@@ -1,25 +1,23 @@
-"""``pi-fleet``: the commands of an operator.
+"""``pi-fleet``: the commands of an operator, by name and option. What they do is in ``pi_agent.fleet.commands``.
 
-Everything but ``serve`` is a REST call over ``DATA/fleet.sock`` and needs the standard library only, so that it starts
-fast. stdout is data; stderr is words, which begin with what a query meant.
+Nearly every command is a REST call over ``DATA/fleet.sock``, or to another machine with an operator token, and needs
+the standard library only, so that it starts fast. stdout is data; stderr is words, which begin with what a query meant.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import os
-import re
 import sys
-import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from pi_agent import __version__
-from pi_agent.errors import ConfigError, ConflictError, PiAgentError, QueryError, UsageError
-from pi_agent.fleet import client, output
-from pi_agent.fleet.settings import Settings, load, setup_command
+from pi_agent.errors import PiAgentError, QueryError
+from pi_agent.fleet import output
+from pi_agent.fleet.commands import changes, devices, local, log, people
+from pi_agent.fleet.commands.common import say
 
 ACTIONS = {
     "approve": "let devices have tokens",
@@ -28,21 +26,21 @@ ACTIONS = {
     "release": "end a quarantine",
     "revoke": "refuse tokens for good",
 }
-DEVICE_ID = re.compile(r"pi-[0-9a-f]{16}")
-UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 7 * 86400}
-PAGE = 500
+ROLES = ("reader", "approver", "admin")
+QUERY = "such as model:2b memory:1gb auth:1d, or @VIEW"
 EPILOG = """\
 exit codes: 0 done; 1 failed; 2 usage; 3 nothing matched; 4 not authorised; 5 unreachable; 6 conflict; 130 interrupted
 
 example:
   pi-fleet serve
   pi-fleet devices model:2b memory:1gb auth:1d
+  pi-fleet devices late:true --count-by model
   pi-fleet approve status:pending serial:*8f3a --reason 'kitchen display'
 """
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    arguments = _parser().parse_args(argv)
+    arguments = _parser().parse_args(_queries(sys.argv[1:] if argv is None else argv))
     try:
         code: int = arguments.run(arguments)
         sys.stdout.flush()
@@ -57,19 +55,25 @@ def main(argv: Sequence[str] | None = None) -> int:
     return code
 
 
+def _queries(argv: Sequence[str]) -> list[str]:
+    """The words of a command line, where ``-tag:lab`` and ``-(...)`` are terms of a query and ``--sort -auth`` has its value."""
+    words: list[str] = []
+    for word in argv:
+        if words and words[-1] == "--sort":
+            words[-1] = f"--sort={word}"
+        elif word[:1] == "-" and word[:2] != "--" and (":" in word or word[1:2] == "("):
+            words.append(f" {word}")  # what begins with a space is no option to argparse, and the same to a query
+        else:
+            words.append(word)
+    return words
+
+
 def _complain(error: PiAgentError) -> None:
-    _say(f"error: {error}")
+    say(f"error: {error}")
     if error.hint:
-        _say(f"hint: {error.hint}")
+        say(f"hint: {error.hint}")
     if isinstance(error, QueryError) and error.suggestion:
-        _say(f"try: {error.suggestion}")
-
-
-def _say(text: str) -> None:
-    sys.stderr.write(output.plain(text) + "\n")
-
-
-# The parser.
+        say(f"try: {error.suggestion}")
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -82,14 +86,39 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"pi-fleet {__version__}")
     parser.add_argument("--data", type=Path, metavar="DIR", help="the folder of the fleet")
     parser.add_argument("--config", type=Path, metavar="FILE", help="settings (default: DATA/fleet.toml)")
+    parser.add_argument("--server", metavar="URL", help="a fleet on another machine (default: $PI_FLEET_SERVER)")
+    parser.add_argument(
+        "--token-file", type=Path, metavar="FILE", help="the operator token for it (default: $PI_FLEET_TOKEN)"
+    )
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     _add_serve(commands.add_parser("serve", help="run the server"))
-    _add_devices(commands.add_parser("devices", help="list the devices of a query"))
-    _add_device(commands.add_parser("device", help="show one device and its history"))
+    _add_questions(commands)
     for name, what in ACTIONS.items():
         _add_action(commands.add_parser(name, help=what, description=what.capitalize() + "."), name)
+    _add_tag(commands.add_parser("tag", help="give tags to devices, and take them away"))
+    _add_log(commands)
     _add_tokens(commands)
+    _add_people(
+        _group(commands, "operator", "who may do what"), _group(commands, "token", "operator tokens, for programs")
+    )
+    _add_webhooks(_group(commands, "webhook", "who is told when a device waits, looks like a copy, or was revoked"))
+    _add_simulate(commands.add_parser("simulate", help="add devices that do not exist, for trying and load tests"))
     return parser
+
+
+Run = Callable[[argparse.Namespace], int]
+
+
+def _command(commands: Any, name: str, what: str, run: Run) -> argparse.ArgumentParser:
+    parser: argparse.ArgumentParser = commands.add_parser(name, help=what, description=what.capitalize() + ".")
+    parser.set_defaults(run=run)
+    return parser
+
+
+def _group(commands: Any, name: str, what: str) -> Any:
+    return commands.add_parser(name, help=what, description=what.capitalize() + ".").add_subparsers(
+        required=True, metavar="COMMAND"
+    )
 
 
 def _add_serve(parser: argparse.ArgumentParser) -> None:
@@ -107,169 +136,141 @@ def _add_serve(parser: argparse.ArgumentParser) -> None:
         const=False,
         help="serve everybody as fast as they ask",
     )
-    parser.set_defaults(run=_serve)
+    parser.set_defaults(run=local.serve)
 
 
-def _add_devices(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("query", nargs="*", help="such as model:2b memory:1gb auth:1d; without one, all devices")
+def _add_questions(commands: Any) -> None:
+    parser = _command(commands, "devices", "list the devices of a query", devices.devices)
+    parser.add_argument("query", nargs="*", metavar="QUERY", help=f"{QUERY}; without one, all devices")
     parser.add_argument("-o", "--output", choices=output.FORMS, default="table", help="how to print them")
     parser.add_argument("--json", dest="output", action="store_const", const="json", help="the same as -o json")
-    parser.add_argument("--limit", type=int, metavar="N", help="stop after N devices")
+    parser.add_argument("--columns", metavar="FIELDS", help="such as name,model,auth")
+    parser.add_argument("--sort", metavar="FIELD", help="such as auth, or -auth for the newest first (default name)")
     parser.add_argument(
-        "--sort", default="name", metavar="FIELD", help="such as auth, or -auth for the newest first (default name)"
+        "--limit", type=int, metavar="N", help="stop after N devices (default 100; csv, jsonl, name: all)"
     )
-    parser.set_defaults(run=_devices)
-
-
-def _add_device(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("id", help="the id of the device")
+    parser.add_argument("--all", action="store_true", help="show all of them")
+    parser.add_argument("--count-by", metavar="FIELD", help="count them by a field instead")
+    parser.add_argument("--watch", action="store_true", help="go on, with a line for every change")
+    parser.add_argument(
+        "--interval", type=float, default=2.0, metavar="SECONDS", help="how often --watch looks (default 2)"
+    )
+    parser = _command(commands, "device", "show one device and its history", devices.device)
+    parser.add_argument("id", metavar="ID", help="its id, or a name or query that only it has")
     parser.add_argument("--json", action="store_true", help="as JSON")
-    parser.set_defaults(run=_device)
+    parser = _command(commands, "export", "write the devices of a query to a file", devices.export)
+    parser.add_argument("file", type=Path, metavar="FILE", help="its name ends in .csv or .jsonl")
+    parser.add_argument("query", nargs="*", metavar="QUERY", help=f"{QUERY}; without one, all devices")
+    parser.add_argument("--columns", metavar="FIELDS", help="such as name,model,auth (default: all there are)")
+    parser.add_argument("--sort", metavar="FIELD", help="such as auth (default: created)")
+    parser = _command(commands, "suggest", "what could come next in a query; for a shell's completion", devices.suggest)
+    parser.add_argument("words", nargs="*", metavar="WORD", help="the query so far")
 
 
 def _add_action(parser: argparse.ArgumentParser, name: str) -> None:
-    parser.add_argument("query", nargs="+", help="a query, or the id of a device")
+    parser.add_argument("query", nargs="+", metavar="QUERY", help="a query, or the id of a device")
+    _add_confirmation(parser)
+    parser.set_defaults(run=changes.act, action=name)
+
+
+def _add_tag(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("query", nargs="+", metavar="QUERY", help="a query, or the id of a device; then +TAG ...")
+    parser.add_argument("--add", action="append", default=[], metavar="TAG", help="a tag to give")
+    parser.add_argument("--remove", action="append", default=[], metavar="TAG", help="a tag to take away")
+    _add_confirmation(parser)
+    parser.set_defaults(run=changes.tag, action="tag")
+
+
+def _add_confirmation(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--reason", default="", metavar="TEXT", help="why; kept in the audit log")
     parser.add_argument("--yes", action="store_true", help="do not ask; at most --max devices are changed")
     parser.add_argument(
         "--max", type=int, default=1, metavar="N", help="with --yes, refuse when more match (default 1)"
     )
     parser.add_argument("--json", action="store_true", help="print what changed as JSON")
-    parser.set_defaults(run=_act, action=name)
+
+
+def _add_log(commands: Any) -> None:
+    parser = _command(
+        commands, "audit", "what was done, by whom; 'audit verify' proves that no line was changed", log.audit
+    )
+    parser.add_argument(
+        "query", nargs="*", metavar="QUERY", help="such as actor:ann action:device.revoke at:1d, or verify"
+    )
+    parser.add_argument(
+        "-o", "--output", choices=("table", "json", "jsonl", "yaml", "csv"), default="table", help="how to print it"
+    )
+    parser.add_argument("--json", dest="output", action="store_const", const="json", help="the same as -o json")
+    parser.add_argument("--limit", type=int, default=50, metavar="N", help="the newest N lines (default 50)")
+    parser.add_argument("--all", action="store_true", help="all lines")
+    views = _group(commands, "view", "queries with names")
+    parser = _command(views, "save", "save a query under a name", log.view_save)
+    parser.add_argument("name", metavar="NAME", help="such as late-in-berlin")
+    parser.add_argument("query", nargs="+", metavar="QUERY", help="what it asks")
+    parser.add_argument("--columns", metavar="FIELDS", help="the columns it shows")
+    parser.add_argument("--sort", metavar="FIELD", help="how it is sorted")
+    _command(views, "list", "all views", log.view_list).add_argument("--json", action="store_true", help="as JSON")
+    _command(views, "remove", "forget a view", log.view_remove).add_argument("name", metavar="NAME", help="which one")
 
 
 def _add_tokens(commands: Any) -> None:
-    token = commands.add_parser("enrollment-token", help="make a token that approves devices as they enroll")
+    token = _command(
+        commands, "enrollment-token", "make a token that approves devices as they enroll", people.enrollment_token
+    )
     token.add_argument("--uses", type=int, default=1, metavar="N", help="how many devices it is for (default 1)")
     token.add_argument(
         "--ttl", default="1d", metavar="AGE", help="how long it is good, such as 30m, 12h, 1d (default 1d)"
     )
     token.add_argument("--serial", metavar="HEX", help="the one board it is for")
     token.add_argument("--json", action="store_true", help="as JSON")
-    token.set_defaults(run=_enrollment_token)
-    link = commands.add_parser("sign-in-link", help="make a link that opens the pages, once")
+    link = _command(commands, "sign-in-link", "make a link that opens the pages, once", people.sign_in_link)
     link.add_argument("--operator", default="operator", metavar="NAME", help="who signs in with it")
+    link.add_argument(
+        "--role", choices=ROLES, default="admin", help="for somebody who is no operator yet (default admin)"
+    )
     link.add_argument("--json", action="store_true", help="as JSON")
-    link.set_defaults(run=_sign_in_link)
 
 
-# The commands.
+def _add_people(operators: Any, tokens: Any) -> None:
+    _command(operators, "list", "who may do what", people.operator_list).add_argument(
+        "--json", action="store_true", help="as JSON"
+    )
+    parser = _command(operators, "set", "make somebody an operator, or change their role", people.operator_set)
+    parser.add_argument("name", metavar="NAME", help="who")
+    parser.add_argument("role", choices=ROLES, help="what they may do")
+    parser = _command(operators, "remove", "end somebody's role, sessions and tokens", people.operator_remove)
+    parser.add_argument("name", metavar="NAME", help="who")
+    parser = _command(tokens, "make", "make a token for a program", people.token_make)
+    parser.add_argument("operator", metavar="NAME", help="the operator it works for")
+    parser.add_argument("--role", choices=ROLES, default="reader", help="what it may do (default reader)")
+    parser.add_argument("--ttl", default="90d", metavar="AGE", help="how long it is good (default 90d)")
+    parser.add_argument("--note", default="", metavar="TEXT", help="what it is for")
+    parser.add_argument("--json", action="store_true", help="as JSON")
+    _command(tokens, "list", "all tokens, without their secrets", people.token_list).add_argument(
+        "--json", action="store_true", help="as JSON"
+    )
+    parser = _command(tokens, "revoke", "end a token at once", people.token_revoke)
+    parser.add_argument("prefix", metavar="PREFIX", help="how it begins, such as pfo_1a2b3c4d")
 
 
-def _settings(arguments: argparse.Namespace) -> Settings:
-    return load(vars(arguments), os.environ, config=arguments.config)
+def _add_webhooks(webhooks: Any) -> None:
+    parser = _command(webhooks, "add", "tell an address what happens", people.webhook_add)
+    parser.add_argument("url", metavar="URL", help="https://HOST/PATH")
+    parser.add_argument(
+        "events", nargs="*", metavar="EVENT", help="pending, clone, quarantined, revoked (default: all)"
+    )
+    parser.add_argument("--json", action="store_true", help="as JSON")
+    _command(webhooks, "list", "all webhooks, and how the newest delivery went", people.webhook_list).add_argument(
+        "--json", action="store_true", help="as JSON"
+    )
+    parser = _command(webhooks, "remove", "tell an address nothing more", people.webhook_remove)
+    parser.add_argument("id", metavar="ID", help="its number")
 
 
-def _serve(arguments: argparse.Namespace) -> int:
-    settings = _settings(arguments)
-    try:
-        from pi_agent.fleet.server import serve  # Django and uvicorn, which only the server needs
-    except ModuleNotFoundError as error:
-        raise ConfigError(f"the server needs {error.name}, which is not installed", hint=client.EXTRA) from error
-    return serve(settings)
-
-
-def _devices(arguments: argparse.Namespace) -> int:
-    fleet, query = client.connect(_settings(arguments)), " ".join(arguments.query)
-    if arguments.limit is not None and arguments.limit < 1:
-        raise UsageError("--limit is at least 1")
-    answer = _pages(fleet, query, arguments.sort, arguments.limit)
-    _say(f"{_count(answer['total'])}: {answer['meaning']}")
-    sys.stdout.write(output.render(arguments.output, answer, int(time.time())))
-    if len(answer["items"]) < answer["total"]:
-        _say(f"{len(answer['items'])} of them are shown")
-    return 0
-
-
-def _pages(fleet: client.Fleet, query: str, sort: str, limit: int | None) -> dict[str, Any]:
-    """The answer with the devices of all pages in it, up to ``limit``."""
-    answer = fleet.get("/devices", query=query, sort=sort, limit=min(limit or PAGE, PAGE))
-    items = answer["items"]
-    while answer["next"] and (limit is None or len(items) < limit):
-        size = PAGE if limit is None else min(PAGE, limit - len(items))
-        answer |= fleet.get("/devices", query=query, sort=sort, limit=size, cursor=answer["next"])
-        items += answer["items"]
-    return answer | {"items": items}
-
-
-def _count(number: int) -> str:
-    return f"{number} device{'' if number == 1 else 's'}"
-
-
-def _device(arguments: argparse.Namespace) -> int:
-    device = client.connect(_settings(arguments)).get(f"/devices/{_path(arguments.id)}")
-    sys.stdout.write(json.dumps(device, indent=2) + "\n" if arguments.json else output.card(device, int(time.time())))
-    return 0
-
-
-def _path(text: str) -> str:
-    if not DEVICE_ID.fullmatch(text):
-        raise UsageError(f"{text!r} is not the id of a device", hint=f"pi-fleet devices {text}")
-    return text
-
-
-def _act(arguments: argparse.Namespace) -> int:
-    fleet, query = client.connect(_settings(arguments)), " ".join(arguments.query)
-    query = f"id:{query}" if DEVICE_ID.fullmatch(query) else query
-    path, request = f"/devices/{arguments.action}", {"query": query, "reason": arguments.reason}
-    preview = fleet.post(path, request | {"dry_run": True})
-    _show_preview(preview)
-    if not preview["matched"]:
-        return 3
-    if not preview["changed"]:
-        _say("nothing to do")
-        return 0
-    change = fleet.post(path, request | {"max": _confirmed(arguments, preview)})
-    _say(f"{_count(len(change['changed']))} {change['status']}")
-    names = "".join(f"{device['id']}\n" for device in change["changed"])
-    sys.stdout.write(json.dumps(change, indent=2) + "\n" if arguments.json else names)
-    return 0
-
-
-def _show_preview(preview: dict[str, Any]) -> None:
-    ready = preview["changed"]
-    _say(f"{_count(preview['matched'])}: {preview['meaning']}")
-    others = preview["matched"] - len(ready)
-    if others and ready:
-        _say(f"{_count(others)} of them cannot become {preview['status']}, and will stay as they are")
-    for line in output.table(ready[:20], int(time.time())).splitlines() if ready else ():
-        _say(line)
-    if len(ready) > 20:
-        _say(f"and {len(ready) - 20} more")
-
-
-def _confirmed(arguments: argparse.Namespace, preview: dict[str, Any]) -> int:
-    """How many devices the operator expects to match. Raises when that was not said, or was not this number."""
-    if arguments.yes:
-        return int(arguments.max)
-    if not sys.stdin.isatty():
-        raise UsageError("nobody is there to confirm", hint=f"add --yes --max {preview['matched']}")
-    matched = preview["matched"]
-    sys.stderr.write(f"type {matched} to {arguments.action} {_count(len(preview['changed']))}: ")
-    sys.stderr.flush()
-    if sys.stdin.readline().strip() != str(matched):
-        raise ConflictError("not confirmed; nothing has changed")
-    return int(matched)
-
-
-def _enrollment_token(arguments: argparse.Namespace) -> int:
-    request = {"uses": arguments.uses, "ttl": _seconds(arguments.ttl), "serial": arguments.serial}
-    made = client.connect(_settings(arguments), create=True).post("/enrollment-tokens", request)
-    board = f" with serial {made['serial']}" if made["serial"] else ""
-    _say(f"approves {_count(made['uses'])}{board} until {made['expires']}; it is shown only once")
-    _say(f"on the device: {setup_command(made['issuer'])} --enrollment-token-file FILE")
-    sys.stdout.write(json.dumps(made, indent=2) + "\n" if arguments.json else f"{made['token']}\n")
-    return 0
-
-
-def _seconds(age: str) -> int:
-    if not re.fullmatch(r"[0-9]{1,9}[smhdw]", age):
-        raise UsageError(f"{age!r} is not an age", hint="write 30m, 12h or 1d")
-    return int(age[:-1]) * UNITS[age[-1]]
-
-
-def _sign_in_link(arguments: argparse.Namespace) -> int:
-    made = client.connect(_settings(arguments), create=True).post("/sign-in-links", {"operator": arguments.operator})
-    _say(f"signs {made['operator']} in, once, until {made['expires']}")
-    sys.stdout.write(json.dumps(made, indent=2) + "\n" if arguments.json else f"{made['url']}\n")
-    return 0
+def _add_simulate(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("number", type=int, metavar="N", help="how many")
+    parser.add_argument(
+        "--days", type=int, default=30, metavar="D", help="how long ago the first one came (default 30)"
+    )
+    parser.add_argument("--seed", type=int, default=1, metavar="S", help="another number, another fleet (default 1)")
+    parser.set_defaults(run=local.simulate)

@@ -1,6 +1,7 @@
-"""The way from a command to the REST interface: over ``DATA/fleet.sock``, or in this process when no server runs.
+"""The way from a command to the REST interface: over ``DATA/fleet.sock``, to another machine with an operator token,
+or in this process when no server runs.
 
-Either way it is the same application that answers, so a script can prepare a fleet before its server starts. Standard
+Each way it is the same application that answers, so a script can prepare a fleet before its server starts. Standard
 library only, until a command finds no server.
 """
 
@@ -9,44 +10,86 @@ from __future__ import annotations
 import http.client
 import json
 import os
+import secrets
 import socket
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
-from urllib.parse import urlencode
+from urllib.parse import quote, urlencode, urlsplit
 
 from pi_agent.errors import ConfigError, ConflictError, PiAgentError, QueryError, TransportError, UnknownDeviceError
 from pi_agent.fleet import folder
 from pi_agent.fleet.settings import Settings
 
 SECONDS = 60
+CHUNK = 64 * 1024
 EXTRA = "pip install 'pi-agent[fleet]'"
+LOOPBACK = ("127.0.0.1", "::1", "localhost")
 
-Exchange = Callable[[str, str, bytes], tuple[int, bytes]]
+Exchange = Callable[[str, str, bytes, Mapping[str, str]], tuple[int, Iterator[bytes]]]
 
 
 @dataclass(frozen=True, slots=True)
 class Fleet:
-    """The REST interface of one fleet. Members in, members out; a refusal is raised as the error it was on the other side."""
+    """The REST interface of one fleet. Members in, members out; a refusal is raised as the error it was on the other side.
+
+    A change carries a key of its own, so that it can be sent again when its answer was lost, and happens once.
+    """
 
     exchange: Exchange
 
     def get(self, path: str, **parameters: object) -> dict[str, Any]:
-        given = {name: value for name, value in parameters.items() if value is not None}
-        return self._members("GET", f"{path}?{urlencode(given)}" if given else path, b"")
+        return self._members("GET", _target(path, parameters))
 
     def post(self, path: str, members: Mapping[str, object]) -> dict[str, Any]:
-        return self._members("POST", path, json.dumps(members).encode())
+        return self._members("POST", path, members)
 
-    def _members(self, method: str, path: str, body: bytes) -> dict[str, Any]:
-        status, answer = self.exchange(method, f"/api/v1{path}", body)
-        try:
-            members: dict[str, Any] = json.loads(answer)
-        except ValueError:
-            members = {"detail": f"the server answered {status}"}
+    def put(self, path: str, members: Mapping[str, object]) -> dict[str, Any]:
+        return self._members("PUT", path, members)
+
+    def delete(self, path: str) -> dict[str, Any]:
+        return self._members("DELETE", path)
+
+    def stream(self, path: str, **parameters: object) -> Iterator[bytes]:
+        """The body of an answer as it comes."""
+        status, chunks = self.exchange("GET", f"/api/v1{_target(path, parameters)}", b"", {})
         if status != 200:
-            raise error_of(status, members)
-        return members
+            raise error_of(status, _read(status, chunks))
+        return chunks
+
+    def _members(self, method: str, path: str, members: Mapping[str, object] | None = None) -> dict[str, Any]:
+        body = json.dumps(members).encode() if members is not None else b""
+        headers = {} if method == "GET" else {"idempotency-key": secrets.token_hex(16)}
+        headers |= {"content-type": "application/json"} if body else {}
+        try:
+            status, chunks = self.exchange(method, f"/api/v1{path}", body, headers)
+            answer = _read(status, chunks)
+        except TransportError as error:
+            if error.reason != "answer":
+                raise
+            status, chunks = self.exchange(method, f"/api/v1{path}", body, headers)
+            answer = _read(status, chunks)
+        if status != 200:
+            raise error_of(status, answer)
+        return answer
+
+
+def segment(text: str) -> str:
+    """Text as one segment of a path."""
+    return quote(text, safe="")
+
+
+def _target(path: str, parameters: Mapping[str, object]) -> str:
+    given = {name: value for name, value in parameters.items() if value is not None}
+    return f"{path}?{urlencode(given)}" if given else path
+
+
+def _read(status: int, chunks: Iterator[bytes]) -> dict[str, Any]:
+    try:
+        members: dict[str, Any] = json.loads(b"".join(chunks))
+    except ValueError:
+        members = {"detail": f"the server answered {status}"}
+    return members
 
 
 def error_of(status: int, members: Mapping[str, Any]) -> PiAgentError:
@@ -57,17 +100,17 @@ def error_of(status: int, members: Mapping[str, Any]) -> PiAgentError:
         return QueryError(detail, position=members["position"], suggestion=suggestion, hint=hint)
     if status == 404:
         return UnknownDeviceError(detail, hint=hint)
-    if status == 409:
+    if status in (409, 412, 422):
         return ConflictError(detail, hint=hint)
     error = PiAgentError(detail, hint=hint)
-    error.exit_code = {400: 2, 401: 4, 403: 4, 503: 5}.get(status, 1)
+    error.exit_code = {400: 2, 401: 4, 403: 4, 429: 5, 503: 5}.get(status, 1)
     return error
 
 
 def connect(settings: Settings, *, create: bool = False) -> Fleet:
     """The fleet in a data folder. ``create`` makes one where there is none; else that is a TransportError."""
     if _is_served(settings):
-        return Fleet(lambda *request: _over_socket(settings, *request))
+        return Fleet(_Wire(lambda: _Connection(str(settings.socket)), f"the server at {settings.socket}", {}))
     if not create and not settings.shares_database and not settings.database.exists():
         raise TransportError(
             f"there is no fleet in {settings.data}",
@@ -75,6 +118,65 @@ def connect(settings: Settings, *, create: bool = False) -> Fleet:
             hint=f"pi-fleet --data {settings.data} serve, or name another folder with --data",
         )
     return Fleet(_in_process(settings))
+
+
+def connect_to(url: str, token: str) -> Fleet:
+    """The fleet at an address, for the operator whom ``token`` names. Raises ConfigError."""
+    parts = urlsplit(url)
+    local = parts.scheme == "http" and parts.hostname in LOOPBACK
+    if not parts.hostname or not (local or parts.scheme == "https") or parts.path not in ("", "/") or parts.query:
+        raise ConfigError(
+            f"{url!r} is not the address of a fleet", key="server", hint="--server https://fleet.example.org"
+        )
+    if not token or not token.isascii() or not token.isprintable():
+        raise ConfigError(
+            "there is no operator token", key="token", hint="put it in PI_FLEET_TOKEN, or name --token-file"
+        )
+    host, port = parts.hostname, parts.port
+    kind = http.client.HTTPConnection if local else http.client.HTTPSConnection  # which checks certificate and name
+    headers = {"authorization": f"Bearer {token}"}
+    return Fleet(_Wire(lambda: kind(host, port, timeout=SECONDS), url, headers))
+
+
+class _Wire:
+    """One connection, used for one request after the other."""
+
+    def __init__(
+        self, open_connection: Callable[[], http.client.HTTPConnection], name: str, headers: Mapping[str, str]
+    ):
+        self.open_connection, self.name, self.headers = open_connection, name, headers
+        self.connection: http.client.HTTPConnection | None = None
+
+    def __call__(self, method: str, path: str, body: bytes, headers: Mapping[str, str]) -> tuple[int, Iterator[bytes]]:
+        try:
+            self.connection = self.connection or self.open_connection()
+            self.connection.request(method, path, body or None, {**self.headers, **headers})
+            answer = self.connection.getresponse()
+        except (OSError, http.client.HTTPException) as error:
+            raise self.lost(error) from error
+        return answer.status, self.chunks(answer)
+
+    def chunks(self, answer: http.client.HTTPResponse) -> Iterator[bytes]:
+        whole = False
+        try:
+            while chunk := answer.read1(CHUNK):
+                yield chunk
+            whole = True
+        except (OSError, http.client.HTTPException) as error:
+            raise self.lost(error) from error
+        finally:
+            answer.close()
+            if not whole and self.connection is not None:  # the rest of this answer must not be taken for the next one
+                self.connection.close()
+                self.connection = None
+
+    def lost(self, error: Exception) -> TransportError:
+        if self.connection is not None:
+            self.connection.close()
+            self.connection = None
+        reason = "refused" if isinstance(error, ConnectionRefusedError | socket.gaierror) else "answer"
+        words = getattr(error, "strerror", None) or type(error).__name__
+        return TransportError(f"{self.name} did not answer: {words}", reason=reason)
 
 
 class _Connection(http.client.HTTPConnection):
@@ -106,18 +208,6 @@ def _is_served(settings: Settings) -> bool:
     return True
 
 
-def _over_socket(settings: Settings, method: str, path: str, body: bytes) -> tuple[int, bytes]:
-    connection = _Connection(str(settings.socket))
-    try:
-        connection.request(method, path, body or None, {"content-type": "application/json"} if body else {})
-        answer = connection.getresponse()
-        return answer.status, answer.read()
-    except (OSError, http.client.HTTPException) as error:
-        raise TransportError(f"the server at {settings.socket} did not answer", reason="answer") from error
-    finally:
-        connection.close()
-
-
 def _in_process(settings: Settings) -> Exchange:
     """The application itself, for one command of the user who owns the folder."""
     os.umask(0o077)
@@ -126,4 +216,10 @@ def _in_process(settings: Settings) -> Exchange:
         from pi_agent.fleet.inprocess import application  # Django, which only a command without a server needs
     except ModuleNotFoundError as error:
         raise ConfigError(f"this needs {error.name}, which is not installed", hint=EXTRA) from error
-    return application(settings if settings.issuer else settings.with_port(settings.port), uid=os.geteuid())
+    served = application(settings if settings.issuer else settings.with_port(settings.port), uid=os.geteuid())
+
+    def exchange(method: str, path: str, body: bytes, headers: Mapping[str, str]) -> tuple[int, Iterator[bytes]]:
+        status, answer = served(method, path, body)
+        return status, iter([answer])
+
+    return exchange

@@ -13,6 +13,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
+from pi_agent.fleet import yaml
+
 Device = Mapping[str, Any]
 Cell = Callable[[Device, int], str]
 
@@ -49,6 +51,11 @@ def _time(name: str) -> Cell:
     return lambda device, now: ago(device[name], now)
 
 
+def _flag(name: str) -> Cell:
+    return lambda device, now: {True: "yes", False: "no", None: "-"}[device.get(name)]
+
+
+# By the names of the query language, so that --columns takes what a query asks about.
 COLUMNS: dict[str, tuple[str, Cell]] = {
     "id": ("ID", _member("id")),
     "name": ("NAME", _member("name")),
@@ -58,22 +65,33 @@ COLUMNS: dict[str, tuple[str, Cell]] = {
     "serial": ("SERIAL", _member("serial")),
     "auth": ("AUTHENTICATED", _time("auth")),
     "revision": ("REVISION", _member("revision")),
+    "rev": ("PCB", _member("pcb_revision")),
     "soc": ("SOC", _member("soc")),
     "maker": ("MAKER", _member("maker")),
     "key": ("KEY", _member("key")),
     "agent": ("AGENT", _member("agent")),
-    "tags": ("TAGS", lambda device, now: plain(",".join(device["tags"])) or "-"),
+    "tag": ("TAGS", lambda device, now: plain(",".join(device["tags"])) or "-"),
     "seen": ("SEEN", _time("seen")),
     "refused": ("REFUSED", _time("refused")),
     "created": ("CREATED", _time("created")),
+    "late": ("LATE", _flag("late")),
+    "overvoltage": ("OVERVOLTAGE", _flag("overvoltage")),
+    "warranty": ("WARRANTY", _flag("warranty")),
+    "simulated": ("SIMULATED", _flag("simulated")),
 }
 NARROW = ("id", "name", "status", "model", "memory", "serial", "auth")
+WIDE = tuple(name for name in COLUMNS if name not in ("late", "overvoltage", "warranty", "simulated"))
 
 
-def table(devices: Sequence[Device], now: int, columns: Iterable[str] = NARROW) -> str:
+def table(devices: Sequence[Device], now: int, columns: Iterable[str] = NARROW, *, heading: bool = True) -> str:
     """Columns as wide as their widest cell, two spaces apart, with a heading."""
     chosen = [COLUMNS[name] for name in columns]
-    rows = [[title for title, _ in chosen], *([cell(device, now) for _, cell in chosen] for device in devices)]
+    rows = [[cell(device, now) for _, cell in chosen] for device in devices]
+    return aligned([[title for title, _ in chosen]] * heading + rows)
+
+
+def aligned(rows: Sequence[Sequence[str]]) -> str:
+    """Rows of cells as lines, each column as wide as its widest cell."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = ("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows)
     return "".join(f"{line}\n" for line in lines)
@@ -89,42 +107,76 @@ def csv_cell(value: object) -> str:
     return f"'{text}" if text.startswith(FORMULA) else text
 
 
-def render(form: str, answer: Mapping[str, Any], now: int) -> str:
-    """A list of devices (the REST answer) in one of FORMS."""
+def render(form: str, answer: Mapping[str, Any], now: int, columns: Sequence[str] = ()) -> str:
+    """A list of devices (the REST answer) in one of the forms that need it whole."""
     devices = answer["items"]
-    match form:
-        case "json":
-            return json.dumps(answer, indent=2) + "\n"
-        case "jsonl":
-            return "".join(json.dumps(device) + "\n" for device in devices)
-        case "csv":
-            return csv_text(devices)
-        case "name":
-            return "".join(f"{device['id']}\n" for device in devices)
-    return table(devices, now, COLUMNS if form == "wide" else NARROW) if devices else ""
+    if form == "json":
+        return json.dumps(answer, indent=2) + "\n"
+    if form == "yaml":
+        return yaml.dump(answer)
+    return table(devices, now, columns or (WIDE if form == "wide" else NARROW)) if devices else ""
 
 
-FORMS = ("table", "wide", "json", "jsonl", "csv", "name")
+STREAMED = ("jsonl", "csv", "name")
+FORMS = ("table", "wide", "json", "yaml", *STREAMED)
+
+
+def counts(form: str, answer: Mapping[str, Any], *, width: int = 0) -> str:
+    """Counts by a field (the REST answer); ``width`` leaves room for bars."""
+    items = [(plain(str(_counted(item["value"]))), item["count"]) for item in answer["items"]]
+    if form == "json":
+        return json.dumps(answer, indent=2) + "\n"
+    if form == "yaml":
+        return yaml.dump(answer)
+    if form == "jsonl":
+        return "".join(json.dumps(item) + "\n" for item in answer["items"])
+    if form == "csv":
+        return "".join(f"{csv_text([name, count])}\n" for name, count in [(answer["by"], "count"), *items])
+    if form == "name":
+        return "".join(f"{name}\n" for name, _ in items)
+    most = max((count for _, count in items), default=1)
+    rows = [[name, f"{count:,}", "#" * max(1, width * count // most) if width else ""] for name, count in items]
+    return aligned([[answer["by"].upper(), "DEVICES", ""], *rows])
+
+
+def _counted(value: object) -> object:
+    return {True: "true", False: "false", None: "-"}[value] if value is None or isinstance(value, bool) else value
+
+
+def csv_text(cells: Sequence[object]) -> str:
+    """One line of CSV (RFC 4180), without its end."""
+    out = io.StringIO()
+    csv.writer(out, lineterminator="").writerow([csv_cell(cell) for cell in cells])
+    return out.getvalue()
 
 
 def card(device: Device, now: int) -> str:
-    """One device, a member a line, then its newest audit lines."""
-    lines = [(title.capitalize(), cell(device, now)) for title, cell in COLUMNS.values()]
+    """One device, a member a line, its newest audit lines, and what could be done next."""
+    shown = [name for name in COLUMNS if name not in ("overvoltage", "warranty", "simulated")]
+    lines = [
+        (COLUMNS[name][0].capitalize().replace("Pcb", "PCB").replace("Soc", "SoC"), COLUMNS[name][1](device, now))
+        for name in shown
+    ]
     lines[lines.index(next(line for line in lines if line[0] == "Model"))] = ("Model", device["model_name"] or "-")
     lines += [("Flag", plain(device["flag"]))] if device["flag"] else []
     lines += [("Reason", plain(device["status_reason"]))] if device["status_reason"] else []
     lines += [("Refused for", plain(device["refused_reason"]))] if device["refused_reason"] else []
+    lines += [("Simulated", "yes")] if device["simulated"] else []
     lines += [("Public key", f"{key['kid']} ({key['alg']})") for key in device["keys"]]
     text = "".join(f"{name + ':':<15}{value}\n" for name, value in lines)
-    events = "".join(f"  {_utc(event['at'])}  {_event(event)}\n" for event in device["events"])
-    return f"{text}History:\n{events}"
+    events = "".join(f"  {utc(event['at'])}  {event_line(event)}\n" for event in device["events"])
+    steps = "".join(f"  {plain(step)}\n" for step in device.get("next_steps", ()))
+    return f"{text}History:\n{events}" + (f"What to do next:\n{steps}" if steps else "")
 
 
-def _event(event: Mapping[str, Any]) -> str:
-    reason = event["detail"].get("reason")
+def event_line(event: Mapping[str, Any]) -> str:
+    """An audit line for people, without its time."""
+    reason = event["detail"].get("reason") or event["detail"].get("why")
     words = f"{event['action']} by {event['actor']} from {event['source']}"
-    return plain(words + (f": {reason}" if reason else "") + (" (refused)" if event["result"] == "refused" else ""))
+    return plain(
+        words + (f": {reason}" if reason else "") + ("" if event["result"] == "done" else f" ({event['result']})")
+    )
 
 
-def _utc(time: str) -> str:
+def utc(time: str) -> str:
     return datetime.fromisoformat(time).astimezone(UTC).strftime("%Y-%m-%d %H:%M:%S UTC")

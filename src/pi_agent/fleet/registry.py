@@ -133,8 +133,8 @@ def next_steps(device: Device, role: str) -> list[str]:
     return [f"pi-fleet {action.name} {device.client_id} --reason '...'" for action in fitting]
 
 
-def describe(device: Device) -> dict[str, Any]:
-    """A device as JSON members: memory in MiB, times in RFC 3339 (UTC), unknown as null."""
+def describe(device: Device, now: int | None = None) -> dict[str, Any]:
+    """A device as JSON members: memory in MiB, times in RFC 3339 (UTC), unknown as null; ``late`` as of ``now``."""
     return {
         "id": device.client_id,
         "name": device.name,
@@ -149,6 +149,8 @@ def describe(device: Device) -> dict[str, Any]:
         "pcb_revision": device.pcb_revision,
         "soc": device.soc,
         "maker": device.maker,
+        "overvoltage": device.overvoltage,
+        "warranty": device.warranty,
         "simulated": device.simulated,
         "agent": device.agent_version,
         "key": device.key_protection,
@@ -161,6 +163,7 @@ def describe(device: Device) -> dict[str, Any]:
         "refused": rfc3339(device.refused_at),
         "refused_reason": device.refused_reason,
         "due": rfc3339(device.due_at),
+        "late": None if device.due_at is None or now is None else device.due_at < now,
     }
 
 

@@ -26,15 +26,16 @@ Tag = Annotated[str, Field(min_length=1, max_length=64)]
 
 
 class ChangeRequest(Schema):
-    """Which devices to change: those of ``query`` (at most ``max``, or exactly those of a preview's ``selection``), or ``ids``.
+    """Which devices to change: ``ids``, or those of ``query``.
 
+    Of a query they are at most ``max`` (1 unless said), or exactly those that a preview named in its ``selection``.
     With ``dry_run`` nothing is changed, and the answer says what would be.
     """
 
     query: QueryText = ""
     ids: list[Annotated[str, Field(max_length=64)]] = Field(default_factory=list, max_length=changes.MAX_IDS)
     reason: Reason = ""
-    max: int = Field(1, ge=0, le=1_000_000)
+    max: int | None = Field(None, ge=0, le=1_000_000)
     selection: str = Field("", max_length=80)
     dry_run: bool = False
 
@@ -52,7 +53,7 @@ def list_devices(
 ) -> dict[str, Any]:
     """The devices of a query, a page at a time. ``next`` is the cursor of the next page, null at the end."""
     page = registry.find(views.expand(query), now=now(), limit=limit, sort=sort, cursor=cursor)
-    items = [registry.describe(device) for device in page.devices]
+    items = [registry.describe(device, page.as_of) for device in page.devices]
     request.etag = _digest([items, page.total, page.cursor is None])  # type: ignore[attr-defined]  # not the time it was asked
     return {
         "schema": "pi-fleet.devices/1",
@@ -168,7 +169,7 @@ def show_device(request: HttpRequest, device_id: str) -> dict[str, Any]:
     """One device, with its newest audit lines. The part of its ETag before the dot changes only when an operator changes it."""
     device = registry.get(device_id)
     events = [registry.describe_event(event) for event in registry.history(device_id)]
-    answer = {"schema": "pi-fleet.device/1", **registry.describe(device), "events": events}
+    answer = {"schema": "pi-fleet.device/1", **registry.describe(device, now()), "events": events}
     request.etag = f"{changes.version(device)}.{_digest(answer)}"  # type: ignore[attr-defined]  # as above
     caller: Caller = request.auth  # type: ignore[attr-defined]  # ninja puts the caller there
     return answer | {"version": changes.version(device), "next_steps": registry.next_steps(device, caller.role)}

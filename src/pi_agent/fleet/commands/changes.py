@@ -1,0 +1,123 @@
+"""``approve``, ``reject``, ``quarantine``, ``release``, ``revoke`` and ``tag``: shown first, confirmed, then done.
+
+What is done is done to exactly the devices that were shown: the preview gives a selection, which the server holds the
+change to. More than a thousand devices are changed in steps that name them, so that it can be watched and interrupted;
+what was done by then stays done.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import sys
+import time
+from typing import Any
+
+from pi_agent.errors import ConflictError, UsageError
+from pi_agent.fleet import client, output
+from pi_agent.fleet.commands.common import confirmed, count, fleet_of, say
+from pi_agent.fleet.progress import Progress
+
+DEVICE_ID = re.compile(r"pi-[0-9a-f]{16}")
+AT_ONCE = 1000
+STEP = 500
+SHOWN = 20
+
+
+def act(arguments: argparse.Namespace) -> int:
+    """One of the actions."""
+    return _change(arguments, arguments.action, " ".join(arguments.query), {})
+
+
+def tag(arguments: argparse.Namespace) -> int:
+    """Give tags and take tags away: ``+kiosk`` and ``-lab`` after the query, or ``--add`` and ``--remove``."""
+    words = list(arguments.query)
+    add, remove = list(arguments.add), list(arguments.remove)
+    while words and words[-1][:1] == "+":
+        add.append(words.pop()[1:])
+    if not words:
+        raise UsageError("which devices?", hint="pi-fleet tag model:2b +kiosk --reason '...'")
+    return _change(arguments, "tag", " ".join(words), {"add": add, "remove": remove})
+
+
+def _change(arguments: argparse.Namespace, action: str, query: str, more: dict[str, Any]) -> int:
+    fleet = fleet_of(arguments)
+    query = f"id:{query}" if DEVICE_ID.fullmatch(query) else query
+    path, request = f"/devices/{action}", {"query": query, "reason": arguments.reason, **more}
+    preview = fleet.post(path, request | {"dry_run": True})
+    _show(preview)
+    if not preview["matched"]:
+        return 3
+    if not preview["count"]:
+        say("nothing to do")
+        return 0
+    _confirm(arguments, action, preview)
+    if preview["matched"] > AT_ONCE:
+        return _in_steps(arguments, fleet, path, request, preview)
+    change = fleet.post(path, request | {"selection": preview["selection"]})
+    say(f"{count(change['count'])} {change['status']}")
+    names = "".join(f"{device['id']}\n" for device in change["changed"])
+    sys.stdout.write(json.dumps(change, indent=2) + "\n" if arguments.json else names)
+    return 0
+
+
+def _show(preview: dict[str, Any]) -> None:
+    ready, number = preview["changed"], preview["count"]
+    say(f"{count(preview['matched'])}: {preview['meaning']}")
+    others = preview["matched"] - number
+    if others and ready:
+        say(f"{count(others)} of them cannot become {preview['status']}, and will stay as they are")
+    for line in output.table(ready[:SHOWN], int(time.time())).splitlines() if ready else ():
+        say(line)
+    if number > SHOWN:
+        say(f"and {number - SHOWN:,} more")
+
+
+def _confirm(arguments: argparse.Namespace, action: str, preview: dict[str, Any]) -> None:
+    """Raise unless the operator expects this many devices: by typing the number, or by ``--yes`` and ``--max``."""
+    matched = preview["matched"]
+    if arguments.yes:
+        if matched > arguments.max:
+            raise ConflictError(
+                f"{matched} devices match, more than {arguments.max}", hint="look at them first, then raise --max"
+            )
+        if not arguments.reason:
+            raise UsageError("an action needs a reason", hint="--reason 'why'; it is kept in the audit log")
+        return
+    if not sys.stdin.isatty():
+        raise UsageError("nobody is there to confirm", hint=f"add --yes --max {matched} --reason '...'")
+    if not confirmed(f"{action} {count(preview['count'])}", preview["count"]):
+        raise ConflictError("not confirmed; nothing has changed")
+    if not arguments.reason:
+        sys.stderr.write("reason: ")
+        sys.stderr.flush()
+        arguments.reason = sys.stdin.readline().strip()
+        if not arguments.reason:
+            raise UsageError("an action needs a reason; nothing has changed")
+
+
+def _in_steps(
+    arguments: argparse.Namespace, fleet: client.Fleet, path: str, request: dict[str, Any], preview: dict[str, Any]
+) -> int:
+    chunks = fleet.stream("/devices.jsonl", query=request["query"], columns="id")
+    ids = [json.loads(line)["id"] for line in b"".join(chunks).splitlines()]
+    if len(ids) != preview["matched"]:
+        raise ConflictError(
+            "the devices are not the ones that were shown", hint="look at them again; nothing has changed"
+        )
+    members = {name: value for name, value in request.items() if name != "query"} | {"reason": arguments.reason}
+    done = 0
+    with Progress(arguments.action, len(ids)) as progress:
+        try:
+            for start in range(0, len(ids), STEP):
+                step = ids[start : start + STEP]
+                done += fleet.post(path, members | {"ids": step})["count"]
+                progress.add(len(step))
+        except KeyboardInterrupt:
+            say(f"interrupted: {count(done)} {preview['status']}, the others are as they were")
+            raise
+    say(f"{count(done)} {preview['status']}")
+    summary = {"schema": "pi-fleet.change/1", "matched": len(ids), "status": preview["status"], "count": done}
+    sys.stdout.write(json.dumps(summary, indent=2) + "\n" if arguments.json else "".join(f"{one}\n" for one in ids))
+    return 0

@@ -1,0 +1,70 @@
+"""What commands share: the way to the fleet, and words on stderr."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import re
+import sys
+from pathlib import Path
+from typing import Any
+
+from pi_agent.errors import ConfigError, UsageError
+from pi_agent.fleet import client, output, yaml
+from pi_agent.fleet.settings import Settings, load
+
+UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 7 * 86400}
+SERVER, TOKEN = "PI_FLEET_SERVER", "PI_FLEET_TOKEN"
+
+
+def say(text: str) -> None:
+    sys.stderr.write(output.plain(text) + "\n")
+
+
+def settings_of(arguments: argparse.Namespace) -> Settings:
+    environ = {name: value for name, value in os.environ.items() if name not in (SERVER, TOKEN)}
+    return load(vars(arguments), environ, config=arguments.config)
+
+
+def fleet_of(arguments: argparse.Namespace, *, create: bool = False) -> client.Fleet:
+    """The fleet that a command is about: one elsewhere when it is named, else the one in the data folder."""
+    url = arguments.server or ("" if arguments.data else os.environ.get(SERVER, ""))
+    return client.connect_to(url, _token(arguments)) if url else client.connect(settings_of(arguments), create=create)
+
+
+def _token(arguments: argparse.Namespace) -> str:
+    path: Path | None = arguments.token_file
+    if path is None:
+        return os.environ.get(TOKEN, "")
+    try:
+        return path.read_text("utf-8").strip()
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"cannot read the token in {path}", path=str(path), key="token-file") from error
+
+
+def printed(arguments: argparse.Namespace, answer: dict[str, Any], text: str) -> int:
+    """Print an answer as the command line asked for it: as JSON, as YAML, or as text."""
+    form = getattr(arguments, "output", "json" if getattr(arguments, "json", False) else "")
+    sys.stdout.write(
+        json.dumps(answer, indent=2) + "\n" if form == "json" else yaml.dump(answer) if form == "yaml" else text
+    )
+    return 0
+
+
+def count(number: int, what: str = "device") -> str:
+    return f"{number:,} {what}{'' if number == 1 else 's'}"
+
+
+def seconds(age: str) -> int:
+    """Seconds of ``30m``, ``12h`` or ``1d``. Raises UsageError."""
+    if not re.fullmatch(r"[0-9]{1,9}[smhdw]", age):
+        raise UsageError(f"{age!r} is not an age", hint="write 30m, 12h or 1d")
+    return int(age[:-1]) * UNITS[age[-1]]
+
+
+def confirmed(what: str, number: int) -> bool:
+    """Whether a person at the terminal typed the number back."""
+    sys.stderr.write(f"type {number} to {what}: ")
+    sys.stderr.flush()
+    return sys.stdin.readline().strip() == str(number)

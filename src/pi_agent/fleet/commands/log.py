@@ -1,0 +1,81 @@
+"""``audit`` and ``view``: what was done, and queries with names."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from typing import Any
+
+from pi_agent.errors import PiAgentError
+from pi_agent.fleet import client, output
+from pi_agent.fleet.commands.common import fleet_of, printed, say
+
+PAGE = 500
+
+
+def audit(arguments: argparse.Namespace) -> int:
+    """The audit log, newest first; ``audit verify`` proves that it is whole."""
+    if arguments.query == ["verify"]:
+        return _verify(arguments)
+    fleet, query = fleet_of(arguments), " ".join(arguments.query)
+    limit = None if arguments.all else arguments.limit
+    answer = _pages(fleet, query, limit)
+    say(answer["meaning"] + (f"; the newest {limit} are shown, --all shows all" if answer["next"] else ""))
+    if arguments.output == "jsonl":
+        sys.stdout.write("".join(json.dumps(item) + "\n" for item in answer["items"]))
+        return 0
+    if arguments.output == "csv":
+        names = ("at", "action", "result", "device", "actor", "source", "detail")
+        rows = [[*(item[name] for name in names[:-1]), json.dumps(item["detail"])] for item in answer["items"]]
+        sys.stdout.write("".join(f"{output.csv_text(row)}\n" for row in [list(names), *rows]))
+        return 0
+    return printed(arguments, answer, "".join(map(_line, answer["items"])))
+
+
+def _line(item: dict[str, Any]) -> str:
+    return f"{output.utc(item['at'])}  {item['device'] or '-':<19}  {output.event_line(item)}\n"
+
+
+def _pages(fleet: client.Fleet, query: str, limit: int | None) -> dict[str, Any]:
+    answer = fleet.get("/audit", query=query, limit=min(limit or PAGE, PAGE))
+    items = answer["items"]
+    while answer["next"] and (limit is None or len(items) < limit):
+        size = PAGE if limit is None else min(PAGE, limit - len(items))
+        answer |= fleet.get("/audit", query=query, limit=size, before=answer["next"])
+        items += answer["items"]
+    return answer | {"items": items}
+
+
+def _verify(arguments: argparse.Namespace) -> int:
+    report = fleet_of(arguments).get("/audit/verify")
+    if report["whole"]:
+        text = f"whole: {report['lines']:,} lines, the newest with digest {report['last']}\n"
+        return printed(arguments, report, text)
+    printed(arguments, report, "")
+    raise PiAgentError(
+        f"the audit log is broken at line {report['broken']}: it does not follow from the line before it",
+        hint="compare it with a backup; somebody has changed the database by other means than pi-fleet",
+    )
+
+
+def view_save(arguments: argparse.Namespace) -> int:
+    """Save a query under a name."""
+    request = {"query": " ".join(arguments.query), "columns": arguments.columns or "", "sort": arguments.sort or ""}
+    saved = fleet_of(arguments).put(f"/views/{client.segment(arguments.name)}", request)
+    say(f"saved; ask it with: pi-fleet devices @{saved['name']}")
+    return printed(arguments, saved, "")
+
+
+def view_list(arguments: argparse.Namespace) -> int:
+    """All views."""
+    answer = fleet_of(arguments).get("/views")
+    rows = [[f"@{item['name']}", output.plain(item["query"]) or "-", item["by"]] for item in answer["items"]]
+    return printed(arguments, answer, output.aligned([["VIEW", "QUERY", "BY"], *rows]) if rows else "")
+
+
+def view_remove(arguments: argparse.Namespace) -> int:
+    """Forget a view."""
+    answer = fleet_of(arguments).delete(f"/views/{client.segment(arguments.name)}")
+    say(f"@{arguments.name} is forgotten")
+    return printed(arguments, answer, "")

@@ -1,0 +1,37 @@
+"""Members as YAML that people can read. JSON is YAML too (YAML 1.2), so every text that might mean something is quoted."""
+
+from __future__ import annotations
+
+import json
+import re
+from typing import Any
+
+PLAIN = re.compile(r"[A-Za-z][A-Za-z0-9 ./_-]*[A-Za-z0-9]", re.ASCII)
+WORDS = frozenset(["true", "false", "yes", "no", "on", "off", "null", "y", "n"])
+
+
+def dump(value: Any, margin: str = "") -> str:
+    """A document, or with ``margin`` the lines of a value below a key."""
+    if isinstance(value, dict) and value:
+        return "".join(f"{margin}{_scalar(name)}:{_below(one, margin)}" for name, one in value.items())
+    if isinstance(value, list) and value:
+        return "".join(f"{margin}-{_item(one, margin)}" for one in value)
+    return f"{margin}{_scalar(value)}\n"
+
+
+def _below(value: Any, margin: str) -> str:
+    if isinstance(value, dict | list) and value:
+        return "\n" + dump(value, margin + "  ")
+    return f" {_scalar(value)}\n"
+
+
+def _item(value: Any, margin: str) -> str:
+    if isinstance(value, dict) and value:
+        return " " + dump(value, margin + "  ").lstrip(" ")
+    return _below(value, margin)
+
+
+def _scalar(value: Any) -> str:
+    if isinstance(value, str) and PLAIN.fullmatch(value) and value.lower() not in WORDS:
+        return value
+    return json.dumps(value)
