@@ -10,11 +10,11 @@ import secrets
 from dataclasses import dataclass
 from typing import Any
 
-from pi_agent import assertion
+from pi_agent import assertion, oauth
 from pi_agent.device.discovery import Metadata, discover
 from pi_agent.device.keys import KeyStore
 from pi_agent.device.transport import Answer, Transport
-from pi_agent.errors import OAuthError, TransportError
+from pi_agent.errors import TransportError
 from pi_agent.oauth import JWT_BEARER
 
 __all__ = ["Metadata", "Registration", "discover", "register"]
@@ -77,14 +77,9 @@ def register(
 
 def _read_registration(answer: Answer, members: dict[str, Any]) -> Registration:
     if answer.status not in (200, 201):
-        code, description = members.get("error"), members.get("error_description")
-        raise OAuthError(
-            str(code)[:64] if code else "unknown_error",
-            str(description)[:200] if description else f"the server answered {answer.status}",
-            status=answer.status,
-            retry_after=answer.retry_after,
-        )
-    client_id, status = members.get("client_id"), members.get("status", "approved")
-    if not isinstance(client_id, str) or not client_id.isascii() or not 0 < len(client_id) <= 128:
-        raise TransportError("the server's registration has no usable client_id", reason="answer")
-    return Registration(client_id=client_id, status=str(status)[:32])
+        raise oauth.refusal(answer.status, members, answer.retry_after)
+    values = {"client_id": members.get("client_id"), "status": members.get("status", "approved")}
+    for name, value in values.items():
+        if not isinstance(value, str) or not (value.isascii() and value.isprintable() and 0 < len(value) <= 128):
+            raise TransportError(f"the server's registration has no usable {name}", reason="answer")
+    return Registration(**values)
