@@ -82,7 +82,7 @@ elsewhere() {
 }
 
 systemctl is-system-running --wait
-echo "the board's clock says $(date -u +%F); the day is $(date -u -d "@$now" +%F)"
-[ -e /opt/clock-is-ours ] || date -u -s "@$now" >/dev/null
+# No battery, no time server: the agent has to find out, and nobody sets the clock.
+figure "clock $((($(date +%s) - now) / 86400)) days off"
 $stage
 end 0
