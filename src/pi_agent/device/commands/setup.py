@@ -8,9 +8,16 @@ import os
 import sys
 import time
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from pi_agent import words
 from pi_agent.errors import UsageError
+
+if TYPE_CHECKING:
+    from pi_agent.device.config import Settings
+    from pi_agent.device.discovery import Metadata
+    from pi_agent.device.keys import KeyStore
+    from pi_agent.device.transport import Transport
 
 HELP = "enroll this board at a server"
 PENDING = "pending"
@@ -33,6 +40,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=None,
         help="allow plain http to a server on this machine",
     )
+    parser.add_argument(
+        "--preset", dest="server_preset", metavar="NAME", help="the kind of server, if it is not pi-fleet (docs/device)"
+    )
+    parser.add_argument(
+        "--client-id",
+        dest="server_client_id",
+        metavar="ID",
+        help="our name at a server where an operator enters the key",
+    )
     parser.add_argument("--wait", type=float, metavar="SECONDS", help="wait until an operator has approved the board")
     parser.add_argument("--json", action="store_true", help="print the result as JSON")
     parser.epilog = "example: sudo pi-agent setup https://fleet.example --name kitchen"
@@ -46,8 +62,8 @@ def run(args: argparse.Namespace) -> int:
     from pi_agent.device.transport import Transport
     from pi_agent.device.worker import agent_claims
 
-    issuer = args.url.rstrip("/")
-    settings = config.load(vars(args) | {"server_issuer": issuer})
+    settings = config.load(vars(args) | {"server_issuer": args.url})
+    issuer = args.url.rstrip("/") if settings.server_preset == "pi-fleet" else args.url
     board = probe(str(settings.root))
     files.make_directory(settings.state, 0o700)
     with files.as_owner_of(settings.state):
@@ -61,7 +77,14 @@ def run(args: argparse.Namespace) -> int:
     transport = Transport(
         ca_file=settings.server_ca_file, proxy=settings.server_proxy, loopback_http=settings.server_loopback_http
     )
-    metadata = enroll.discover(transport, issuer, loopback_http=settings.server_loopback_http)
+    facts = {"board": f"{board.model}, {board.type}, serial {board.serial or 'unknown'}", "server": issuer}
+    if settings.server_client_id:
+        endpoint = settings.server_token_endpoint or discover(transport, settings, issuer).token_endpoint
+        with files.as_owner_of(settings.state):
+            joining.complete(settings.state, known, key, client_id=settings.server_client_id, token_endpoint=endpoint)
+        _write_config(settings, issuer)
+        return _show_key(args, facts | {"device id": settings.server_client_id}, key)
+    metadata = discover(transport, settings, issuer)
     enrollment_token = _enrollment_token(args)
 
     def register() -> enroll.Registration:
@@ -82,17 +105,12 @@ def run(args: argparse.Namespace) -> int:
         joining.complete(
             settings.state, known, key, client_id=registration.client_id, token_endpoint=metadata.token_endpoint
         )
-    _write_config(settings)
+    _write_config(settings, issuer)
     deadline = time.monotonic() + (args.wait or 0)
     while registration.status == PENDING and time.monotonic() < deadline:
         time.sleep(min(POLL, max(0.0, deadline - time.monotonic())))
         registration = register()
-    _show(
-        args,
-        {"board": f"{board.model}, {board.type}, serial {board.serial or 'unknown'}", "server": issuer},
-        registration,
-        kid,
-    )
+    _show(args, facts, registration, kid)
     return 0 if registration.status == "approved" else 4
 
 
@@ -106,19 +124,44 @@ def _enrollment_token(args: argparse.Namespace) -> str:
     return (text or os.environ.get("PI_AGENT_ENROLLMENT_TOKEN", "")).strip()
 
 
-def _write_config(settings: object) -> None:
+def discover(transport: Transport, settings: Settings, issuer: str) -> Metadata:
+    from pi_agent.device import discovery
+
+    return discovery.discover(
+        transport, issuer, loopback_http=settings.server_loopback_http, which=settings.server_discovery
+    )
+
+
+def _write_config(settings: Settings, issuer: str) -> None:
     from pi_agent.device import config
 
-    assert isinstance(settings, config.Settings)
     given: dict[str, str | int | bool] = {
         "name": settings.name,
-        "server.issuer": settings.server_issuer,
+        "server.issuer": issuer,
+        "server.preset": settings.server_preset if settings.server_preset != "pi-fleet" else "",
+        "server.client_id": settings.server_client_id,
         "server.ca_file": settings.server_ca_file,
         "server.proxy": settings.server_proxy,
         "server.loopback_http": settings.server_loopback_http,
         "key.store": settings.key_store if settings.key_store != "file" else "",
     }
     config.write(settings.config, {name: value for name, value in given.items() if value})
+
+
+def _show_key(args: argparse.Namespace, facts: dict[str, str], key: KeyStore) -> int:
+    """What an operator enters at a server that takes a client's key by hand."""
+    public = key.public_key()
+    jwk = public.jwk | {"kid": public.kid, "alg": key.alg, "use": "sig"}
+    if args.json:
+        print(json.dumps({"schema": "pi-agent.setup/1"} | facts | {"jwk": jwk}))
+        return 0
+    for name, value in facts.items():
+        print(f"{name:<11}{value}")
+    print(json.dumps({"keys": [jwk]}))
+    sys.stderr.write(
+        "next: enter these keys at the server as this client's JWKS, then: sudo systemctl restart pi-agent\n"
+    )
+    return 0
 
 
 def _show(args: argparse.Namespace, facts: dict[str, str], registration: object, kid: str) -> None:
