@@ -13,6 +13,7 @@ from urllib.parse import urlencode
 from django.contrib.auth.decorators import login_required
 from django.http import HttpRequest, HttpResponse
 from django.shortcuts import redirect, render
+from django.template.loader import render_to_string
 from django.views.decorators.http import require_GET, require_POST
 
 from pi_agent.catalogue import STATUSES
@@ -163,8 +164,9 @@ ERRORS = {
 
 
 def error_page(request: HttpRequest, status: int) -> HttpResponse:
+    """Rendered without the request: Django makes these on a thread whose database connection nobody would close."""
     title, words = ERRORS[status]
-    return render(request, "error.html", {"title": title, "words": words}, status=status)
+    return HttpResponse(render_to_string("error.html", {"title": title, "words": words}), status=status)
 
 
 def bad_request(request: HttpRequest, exception: Exception) -> HttpResponse:
