@@ -6,16 +6,17 @@
 from __future__ import annotations
 
 import json
-import re
 import time
 from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from board_files import OTHER_SERIAL, device_tree
+from flash import TRACE, card_writes
 from lab import Lab, Machine
 from server import HOST, Fleet
 
+HERE = Path(__file__).resolve().parent
 UNIT = "pi-agent.service"
 STATE, CONFIG = "/var/lib/pi-agent", "/etc/pi-agent/config.toml"
 CA = "/etc/ssl/boot-test-ca.pem"
@@ -24,12 +25,6 @@ WATCHDOG = "/run/systemd/system/pi-agent.service.d/test.conf"
 PATIENCE = 30.0
 REFRESHES = 3
 EVERYTHING = range(256)
-
-# strace -y names the file behind each descriptor: what is written elsewhere than to memory, pipes and sockets.
-WRITES = re.compile(r"\b(?:p?write(?:v|64)?|f(?:truncate|allocate))\(\d+<(/[^>]*)>")
-OPENS = re.compile(r'\b(?:open|openat|openat2)\(.*?"([^"]+)".*(?:O_CREAT|O_WRONLY|O_RDWR)')
-MAKES = re.compile(r'\b(?:creat|truncate|rename\w*|link|linkat|symlink\w*|mkdir\w*|mknod\w*|unlink\w*)\(.*?"([^"]+)"')
-MEMORY = ("/run/", "/dev/", "/proc/", "/sys/")
 
 Step = tuple[str, Callable[[], object]]
 
@@ -88,6 +83,7 @@ class Life:
 
     def _accidents(self, machine: Machine) -> Iterator[Step]:
         yield "steady state: nothing written to the card", lambda: self._flash(machine)
+        yield "what a token costs a program", lambda: self._costs(machine)
         yield "a hung agent is ended by the watchdog, and comes back", lambda: self._watchdog(machine)
         yield "a wrong setting stops it for good, and says which", lambda: self._wrong_setting(machine)
 
@@ -187,8 +183,7 @@ class Life:
     def _flash(self, machine: Machine) -> str:
         """Every write of the agent and its workers over some refreshes, as the system calls say."""
         pid = machine.show(UNIT, "MainPID")
-        trace = "strace -f -y -qq -s 0 -e trace=%file,write,pwrite64,writev,ftruncate,fallocate -o /run/trace -p"
-        machine.run("systemd-run", "-q", "--unit=trace", *trace.split(), pid)
+        machine.run("systemd-run", "-q", "--unit=trace", *TRACE.split(), "-o", "/run/trace", "-p", pid)
         self._until(lambda: "TracerPid:\t0" not in machine.run("cat", f"/proc/{pid}/status"), "strace did not attach")
         for _ in range(REFRESHES):
             before = self._refreshes(machine)
@@ -199,6 +194,9 @@ class Life:
         contains("\n".join(lines), "pi-agent/key.pem")  # or the trace has missed the workers
         same(written, [])
         return f"{REFRESHES} refreshes, {len(lines)} system calls, 0 files, 0 bytes"
+
+    def _costs(self, machine: Machine) -> str:
+        return machine.run("python3", "-", text=(HERE / "pair.py").read_text()).strip()
 
     def _refreshes(self, machine: Machine) -> int:
         return int(json.loads(machine.run("pi-agent", "status", "--json"))["refreshes"])
@@ -329,10 +327,3 @@ def same(seen: object, wanted: object) -> None:
 def contains(text: str, part: str) -> None:
     if part not in text:
         raise AssertionError(f"{part!r} is not in {text[-1500:]!r}")
-
-
-def card_writes(trace: list[str]) -> list[str]:
-    """The files that a trace of ``strace -f -y`` says were written, made, renamed or removed outside of memory."""
-    done = [line for line in trace if " = -1 " not in line]
-    found = [match[1] for line in done for form in (WRITES, OPENS, MAKES) if (match := form.search(line))]
-    return sorted({path for path in found if path.startswith("/") and not path.startswith(MEMORY)})
