@@ -22,10 +22,21 @@ from django.core.handlers.asgi import ASGIHandler
 from django.db import connections
 
 from pi_agent.errors import OAuthError
-from pi_agent.fleet import enrollment, health, introspection
+from pi_agent.fleet import enrollment, health, introspection, rotation
 from pi_agent.fleet.clerk import BUG, FAILED, MAX_WAITING, Clerk, log
+from pi_agent.fleet.sources import client_behind, networks
 from pi_agent.fleet.tokens import Authority, load_authority
-from pi_agent.fleet.web import MAX_BODY, NO_STORE, Answer, Request, json_answer, oauth_refusal, try_again
+from pi_agent.fleet.web import (
+    MAX_BODY,
+    NO_STORE,
+    Answer,
+    Request,
+    json_answer,
+    oauth_refusal,
+    too_large,
+    too_slow,
+    try_again,
+)
 
 Scope = dict[str, Any]
 Message = Mapping[str, Any]
@@ -50,8 +61,10 @@ class Application:
         self.clerk = Clerk(lambda: self.authority, clock)
         self.pool = ThreadPoolExecutor(THREADS, thread_name_prefix="oauth")
         self.waiting = 0
+        self.proxies = networks(authority.settings.trusted_proxy)
         self.blocking: dict[str, Endpoint] = {
             "/oauth/register": enrollment.answer,
+            "/oauth/rotate": rotation.answer,
             "/oauth/introspect": introspection.introspect,
             "/oauth/revoke": introspection.revoke,
             "/readyz": health.ready,
@@ -76,6 +89,8 @@ class Application:
 
     async def _serve(self, scope: Scope, receive: Receive, send: Send) -> None:
         headers = dict(scope["headers"])
+        if self.proxies:
+            scope["client"] = client_behind(scope.get("client") or ("", 0), scope["headers"], self.proxies)
         path, method = scope["path"], scope["method"]
         try:
             body = await read_body(headers, receive, self.authority.settings.body_seconds)
@@ -89,7 +104,7 @@ class Application:
             return await reply(
                 send, await self._in_thread(self.blocking[path], self._request(scope, headers, body)), method
             )
-        return await self.django(scope, replay(body, receive), send)
+        return await self.django(scope, replay(body), send)
 
     def _request(self, scope: Scope, headers: Mapping[bytes, bytes], body: bytes) -> Request:
         return Request(
@@ -143,12 +158,12 @@ async def read_body(headers: Mapping[bytes, bytes], receive: Receive, seconds: f
     """The whole body. Raises OAuthError (413 or 408) when it is too large or too slow, Disconnected when it never ends."""
     length = headers.get(b"content-length", b"0")
     if length.isdigit() and int(length[:10]) > MAX_BODY:
-        raise _too_large()
+        raise too_large()
     try:
         async with asyncio.timeout(seconds):
             return await _read_all(receive)
     except TimeoutError:
-        raise OAuthError("invalid_request", f"the body took longer than {seconds:g} s", status=408) from None
+        raise too_slow(seconds) from None
 
 
 async def _read_all(receive: Receive) -> bytes:
@@ -159,21 +174,21 @@ async def _read_all(receive: Receive) -> bytes:
             raise Disconnected
         body += message.get("body", b"")
         if len(body) > MAX_BODY:
-            raise _too_large()
+            raise too_large()
         if not message.get("more_body", False):
             return bytes(body)
 
 
-def _too_large() -> OAuthError:
-    return OAuthError("invalid_request", f"the body is larger than {MAX_BODY} bytes", status=413)
+def replay(body: bytes) -> Receive:
+    """``receive`` for an application behind us: the body that was read already, and then nothing more.
 
-
-def replay(body: bytes, receive: Receive) -> Receive:
-    """``receive`` for an application behind us: the body that was read already, then what the connection says."""
+    A client that leaves is not told of, nor is one whose answer is out: Django would drop what it does at that moment,
+    which may be the closing of a database connection. What has arrived whole is worked off whole.
+    """
     pending = [{"type": "http.request", "body": body, "more_body": False}]
 
     async def replayed() -> Message:
-        return pending.pop() if pending else await receive()
+        return pending.pop() if pending else await asyncio.Future()
 
     return replayed
 

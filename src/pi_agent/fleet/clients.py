@@ -35,10 +35,11 @@ NOBODY = {
 }
 NOBODY["PS256"] = NOBODY["RS256"]
 
-FIND_KEYS = """
-    SELECT k.jwk, k.alg FROM fleet_devicekey k JOIN fleet_device d ON d.id = k.device_id
-    WHERE d.client_id = %s AND k.alg = %s AND k.retired_at IS NULL"""
-FIND_KEY = FIND_KEYS + " AND k.kid = %s"
+_KEYS = """
+    SELECT k.jwk, k.kid FROM fleet_devicekey k JOIN fleet_device d ON d.id = k.device_id
+    WHERE d.client_id = %s AND k.alg = %s"""
+FIND_KEYS = _KEYS + " AND k.retired_at IS NULL"
+FIND_KEY = _KEYS + " AND k.kid = %s"  # a retired one too: who still signs with it is worth knowing (``clones``)
 MAX_REMEMBERED = 20_000
 
 WITHOUT_KID = ("RS256", "PS256")
@@ -88,13 +89,20 @@ def _find_key(client_id: str, kid: str | None, alg: str) -> PublicKey:
         rows = cursor.fetchmany(2)
     if len(rows) != 1:
         return NOBODY[alg]
-    return _remember(client_id, load_jwk(json.loads(rows[0][0])), alg)
-
-
-def _remember(client_id: str, key: PublicKey, alg: str) -> PublicKey:
     if len(_remembered) >= MAX_REMEMBERED:
         _remembered.clear()
+    key = _load(*rows[0])
     return _remembered.setdefault((client_id, key.kid, alg), key)
+
+
+def _load(jwk: str, kid: str) -> PublicKey:
+    """A key as it lies in the registry. What ``load_jwk`` asks of a key was asked when it was enrolled, but for its point."""
+    members = json.loads(jwk)
+    if members["kty"] != "EC":
+        return load_jwk(members)
+    point = b"\4" + b"".join(base64.urlsafe_b64decode(members[name] + "=") for name in "xy")
+    key = ec.EllipticCurvePublicKey.from_encoded_point(ec.SECP256R1(), point)
+    return PublicKey(key, {}, kid, ("ES256",))
 
 
 def named_by_basic(request: Request) -> str | None:

@@ -3,8 +3,9 @@
     JSON -> registration -> proof over our nonce -> device, pending or approved
 
 A registration without more is a wish: the device waits as ``pending`` until an operator approves it. An enrollment
-token (a Bearer header) is an operator's approval given beforehand. The server chooses the client_id; it ignores
-metadata it does not know, fetches no URL, and refuses a software_statement, which would have to be verified.
+token (a Bearer header) is an operator's approval given beforehand, and so is a line of a list (``preauthorise``). The
+server chooses the client_id; it ignores metadata it does not know, fetches no URL, and refuses a software_statement,
+which would have to be verified.
 Registering the same key again answers the same device, so that a lost answer costs nothing.
 """
 
@@ -24,10 +25,10 @@ from pi_agent import assertion, jws
 from pi_agent.assertion import VerifiedAssertion
 from pi_agent.catalogue import fold
 from pi_agent.errors import InvalidAssertionError, MalformedTokenError, OAuthError, UnreadableBoardError
-from pi_agent.fleet import audit, ledger
+from pi_agent.fleet import audit, clones, ledger, preauthorise
 from pi_agent.fleet.grants import USED, check_source
 from pi_agent.fleet.models import Device, DeviceKey, EnrollmentToken
-from pi_agent.fleet.policy import normal_board
+from pi_agent.fleet.policy import board_changes, normal_board
 from pi_agent.fleet.tokens import Authority
 from pi_agent.fleet.web import Answer, Request, check_post, json_answer, oauth_refusal, try_again
 from pi_agent.jwk import PublicKey, load_jwk
@@ -109,7 +110,7 @@ def _read(request: Request) -> Registration:
     grant_types = members.get("grant_types", [JWT_BEARER])
     if not isinstance(grant_types, list) or JWT_BEARER not in grant_types:
         raise OAuthError("invalid_client_metadata", f"grant_types must hold {JWT_BEARER}")
-    key, alg = _read_key(members.get("jwks"))
+    key, alg = read_key(members.get("jwks"))
     return Registration(
         name=_read_name(members.get("client_name")),
         key=key,
@@ -127,7 +128,7 @@ def _read_name(value: Any) -> str:
     return value.strip()
 
 
-def _read_key(value: Any) -> tuple[PublicKey, str]:
+def read_key(value: Any) -> tuple[PublicKey, str]:
     """The key, and the algorithm that it is pinned to from now on: the one its JWK names, or the first it is good for."""
     keys = value.get("keys") if isinstance(value, dict) else None
     if not isinstance(keys, list) or len(keys) != 1 or not isinstance(keys[0], dict):
@@ -201,13 +202,36 @@ def _enroll(
     if known.alg != registration.alg:
         raise OAuthError("invalid_client_metadata", f"this key is enrolled for {known.alg}")
     device = known.device
-    if device.status == "pending" and registration.token:
-        _use_token(registration.token, device.serial, now, spend=not device.flag)
-        if not device.flag:
-            device.status = "approved"
-            device.save(update_fields=["status"])
-            _record("device.approved", device, source, now, by="enrollment token")
+    changed = board_changes({name: getattr(device, name) for name in assertion.BOARD_CLAIMS}, verified.board)
+    if changed and device.status != "pending":
+        policy = authority.settings.clone_policy
+        clones.other_board(device.client_id, changed, source=source, now=now, policy=policy)
+    if device.status == "pending" and not changed:
+        _approve_late(device, registration, source, now)
     return 200, device
+
+
+def _approve_late(device: Device, registration: Registration, source: str, now: int) -> None:
+    """A device that waits brings a token, or an operator has named it since. One that was flagged goes on waiting."""
+    if registration.token:
+        _use_token(registration.token, device.serial, now, spend=not device.flag)
+    if device.flag:
+        return
+    by = "enrollment token" if registration.token else _named_before(device, registration.key.kid, now)
+    if by:
+        device.status = "approved"
+        device.save(update_fields=["status", "name", "name_key"])
+        _record("device.approved", device, source, now, by=by)
+
+
+def _named_before(device: Device, kid: str, now: int) -> str:
+    """Whether an operator approved this board or key before it came, and by what; it is then called what the list says."""
+    line = preauthorise.spend(serial=device.serial, kid=kid, client_id=device.client_id, now=now)
+    if line is None:
+        return ""
+    if line.name:
+        device.name, device.name_key = line.name, fold("name", line.name)
+    return "key on the list" if line.kid else "serial on the list"
 
 
 def _enroll_new(
@@ -217,16 +241,21 @@ def _enroll_new(
     twins = _same_serial(board["serial"])
     if registration.token:
         _use_token(registration.token, board["serial"], now, spend=not twins)
-    elif Device.objects.filter(status="pending").count() >= MAX_PENDING:
-        raise try_again("too many devices wait for approval")
     device = _new_device(registration, verified, board, now, authority)
-    device.status = "approved" if registration.token and not twins else "pending"
+    by = (
+        ""
+        if twins
+        else "enrollment token" * bool(registration.token) or _named_before(device, registration.key.kid, now)
+    )
+    if not by and not registration.token and Device.objects.filter(status="pending").count() >= MAX_PENDING:
+        raise try_again("too many devices wait for approval")
+    device.status = "approved" if by else "pending"
     device.flag = f"serial {board['serial']} is also enrolled as {', '.join(twins)}" if twins else ""
     device.save()
     key = registration.key
     DeviceKey.objects.create(device=device, kid=key.kid, alg=registration.alg, jwk=json.dumps(key.jwk), created_at=now)
-    by = {"by": "enrollment token"} if device.status == "approved" else {}
-    _record("device.enrolled", device, source, now, status=device.status, kid=key.kid, board=board, **by)
+    more = {"by": by} if by else {}
+    _record("device.enrolled", device, source, now, status=device.status, kid=key.kid, board=board, **more)
     if twins:
         _record("device.same-serial", device, source, now, serial=board["serial"], others=twins)
     return device

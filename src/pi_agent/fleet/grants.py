@@ -19,17 +19,18 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from django.db import DatabaseError, OperationalError, connection
 
 from pi_agent import assertion
 from pi_agent.assertion import VerifiedAssertion
 from pi_agent.errors import OAuthError
-from pi_agent.fleet import audit, clients, ledger, tokens
+from pi_agent.fleet import clients, clones, ledger, tokens
 from pi_agent.fleet.clients import UnusableAssertionError
+from pi_agent.fleet.devicekeys import first_use, is_due, speaks
 from pi_agent.fleet.ledger import DeviceRow, Issued, Ledger
-from pi_agent.fleet.policy import Admitted, Rules, board_changes, decide, load_rules
+from pi_agent.fleet.policy import Admitted, Rules, board_changes, decide
 from pi_agent.fleet.tokens import Authority
 from pi_agent.fleet.web import Answer, Request, json_answer, oauth_refusal, read_form, try_again
 from pi_agent.oauth import CLIENT_ASSERTION_TYPE, JWT_BEARER, Token, token_answer
@@ -163,8 +164,9 @@ def _answer(each: Claim | Unusable, outcome: Admitted | OAuthError, now: int, au
     assert isinstance(each, Claim)
     text = tokens.access_token(authority, client_id=each.verified.issuer, admitted=outcome, now=now)
     life = authority.settings.token_lifetime
+    token = Token(text, expires_in=life, scope=outcome.scope, key_rotation=outcome.key_rotation)
     pace = int(life * random.uniform(*PACE))  # noqa: S311  # a spread, not a secret
-    return json_answer(200, token_answer(Token(text, expires_in=life, scope=outcome.scope)) | {"refresh_in": pace})
+    return json_answer(200, token_answer(token) | {"refresh_in": pace})
 
 
 def _admit_all(waiting: Sequence[Claim | Unusable], now: int, authority: Authority) -> list[Admitted | OAuthError]:
@@ -173,7 +175,7 @@ def _admit_all(waiting: Sequence[Claim | Unusable], now: int, authority: Authori
     verified = [claim.verified for claim in claims]
     with ledger.entry() as book:
         fresh, devices = book.spend(verified), book.read(verified)
-        rules = load_rules(authority.settings.token_audience, now)
+        rules = Rules(authority.settings.token_audience, book.rules(), now)
         decided = [
             _decide(claim, device, rules, authority) if first else OAuthError("invalid_grant", USED)
             for claim, device, first in zip(claims, devices, fresh, strict=True)
@@ -182,20 +184,39 @@ def _admit_all(waiting: Sequence[Claim | Unusable], now: int, authority: Authori
             if isinstance(each, Unusable):
                 book.note_unusable(each.client_id, each.error.description, now)
         _note_all(book, claims, decided, now, authority)
-        _report_changes(claims, devices, decided, now)
+        _report_changes(claims, devices, decided, now, authority)
     outcomes = iter(decided)
     return [each.error if isinstance(each, Unusable) else next(outcomes) for each in waiting]
 
 
 def _decide(claim: Claim, device: DeviceRow | None, rules: Rules, authority: Authority) -> Admitted | OAuthError:
-    if device is None:  # its key was retired, or the device was taken out, since the signature was seen to be good
-        return OAuthError("invalid_grant", "the signature is not good")
+    verified, now = claim.verified, rules.now
+    if device is None or not speaks(
+        device.key.pending_until, now
+    ):  # taken out, or not yet let in, the key or the device
+        retired = clones.retired_key(verified.issuer, verified.kid, source=claim.source, now=now)
+        return retired or OAuthError("invalid_grant", "the signature is not good")
     outcome = decide(claim.verified, device, rules, scope=claim.scope, resource=claim.resource)
     if isinstance(outcome, Admitted) and authority.limits:
         wait = authority.limits.device.wait(claim.verified.issuer, rules.now)
         if wait:
             return OAuthError("slow_down", "too many requests from this device", status=429, retry_after=wait)
-    return outcome
+    return _look_at(claim, device, outcome, now, authority) if isinstance(outcome, Admitted) else outcome
+
+
+def _look_at(
+    claim: Claim, device: DeviceRow, admitted: Admitted, now: int, authority: Authority
+) -> Admitted | OAuthError:
+    """The last look at a device that gets a token: is there only one of it, and is its key the one to keep?"""
+    verified, settings = claim.verified, authority.settings
+    held = clones.watch(verified, device.past, source=claim.source, now=now, policy=settings.clone_policy)
+    if held:
+        return held
+    if device.key.pending_until is not None:
+        first_use(verified.issuer, verified.kid, source=claim.source, now=now)
+        return admitted
+    due = is_due(device.key, protection=verified.agent["key"], max_days=settings.device_key_days, now=now)
+    return replace(admitted, key_rotation=True) if due else admitted
 
 
 def _note_all(
@@ -217,7 +238,11 @@ def _note_all(
 
 
 def _report_changes(
-    claims: Sequence[Claim], devices: Sequence[DeviceRow | None], decided: Sequence[Admitted | OAuthError], now: int
+    claims: Sequence[Claim],
+    devices: Sequence[DeviceRow | None],
+    decided: Sequence[Admitted | OAuthError],
+    now: int,
+    authority: Authority,
 ) -> None:
     """A key on another board is a copied card until somebody says otherwise: an audit line (requirements B-19, F-09)."""
     for claim, device, outcome in zip(claims, devices, decided, strict=True):
@@ -229,6 +254,5 @@ def _report_changes(
         ):
             continue
         if changed := board_changes(device.board, claim.verified.board):
-            detail = {"board": changed, "jti": claim.verified.jti}
-            event = audit.Event("device.board-changed", claim.verified.issuer, "refused", detail)
-            audit.record([event], actor=audit.Actor(claim.verified.issuer, claim.source), now=now)
+            policy = authority.settings.clone_policy
+            clones.other_board(claim.verified.issuer, changed, source=claim.source, now=now, policy=policy)

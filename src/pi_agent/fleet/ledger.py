@@ -15,13 +15,16 @@ from typing import Any, NamedTuple
 from django.db import connection, transaction
 
 from pi_agent.assertion import BOARD_CLAIMS, MAX_LIFETIME, VerifiedAssertion
+from pi_agent.fleet.clones import Past
+from pi_agent.fleet.devicekeys import KeyState
 
 KEEP_USED = MAX_LIFETIME + 600  # longer than an assertion can live, also when this clock is set back a little
 UNUSABLE_SECONDS = 60
 PURGE_ROWS = 1000
 
 _DEVICE = f"""
-    SELECT d.client_id, k.kid, d.status, d.scopes, {", ".join("d." + name for name in BOARD_CLAIMS)}
+    SELECT d.client_id, k.kid, d.status, d.scopes, {", ".join("d." + name for name in BOARD_CLAIMS)},
+    d.boot, d.boot_first_at, d.boot_source, d.auth_at, k.created_at, k.pending_until, d.rotation_at
     FROM fleet_device d JOIN fleet_devicekey k ON k.device_id = d.id"""  # noqa: S608  # constants
 _ISSUED = "auth_at = {}, seen_at = {}, token_until = {}, agent_version = {}, key_protection = {}"
 
@@ -57,12 +60,25 @@ NOTE_UNUSABLE_UNLESS_LOCKED = """
     FOR NO KEY UPDATE SKIP LOCKED)"""
 
 
+READ_RULES = "SELECT audience, query, scopes FROM fleet_accessrule ORDER BY id"
+
+
 class DeviceRow(NamedTuple):
-    """A device as the token endpoint needs it: status, allowed scopes (separated by spaces), enrolled board."""
+    """A device as the token endpoint needs it: status, allowed scopes (separated by spaces), enrolled board, boots, key."""
 
     status: str
     scopes: str
     board: dict[str, Any]
+    past: Past
+    key: KeyState
+
+
+class Rule(NamedTuple):
+    """An access rule: the devices of ``query`` may have ``scopes`` at ``audience``."""
+
+    audience: str
+    query: str
+    scopes: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,6 +123,10 @@ class Ledger:
         """The device of each assertion, if the key that signed it still speaks for one."""
         rows = (self.run(READ, (each.issuer, each.kid)).fetchone() for each in assertions)
         return [_device(row) if row else None for row in rows]
+
+    def rules(self) -> list[Rule]:
+        """The access rules as they are at this moment."""
+        return [Rule(*row) for row in self.run(READ_RULES, ()).fetchall()]
 
     def note_issued(self, issued: Sequence[Issued]) -> None:
         for each in issued:
@@ -169,11 +189,14 @@ def purge(now: int) -> int:
 
 
 def _device(row: tuple[Any, ...]) -> DeviceRow:
-    return DeviceRow(row[2], row[3], dict(zip(BOARD_CLAIMS, row[4:], strict=True)))
+    boots = 4 + len(BOARD_CLAIMS)
+    keys = boots + len(Past._fields)
+    board = dict(zip(BOARD_CLAIMS, row[4:boots], strict=True))
+    return DeviceRow(row[2], row[3], board, Past(*row[boots:keys]), KeyState(*row[keys:]))
 
 
 # The same statements with the placeholders of Python's sqlite3.
 _LITE = {
     text: text.replace("%s", "?")
-    for text in (SPEND, UNSPEND, READ, NOTE_ISSUED, NOTE_REFUSED, NOTE_SEEN, NOTE_UNUSABLE)
+    for text in (SPEND, UNSPEND, READ, READ_RULES, NOTE_ISSUED, NOTE_REFUSED, NOTE_SEEN, NOTE_UNUSABLE)
 }

@@ -43,6 +43,7 @@ class Device(models.Model):
     objects: ClassVar[Manager[Device]] = Manager()
     keys: RelatedManager[DeviceKey]
     tags: RelatedManager[DeviceTag]
+    boots: RelatedManager[DeviceBoot]
 
     client_id: Text = models.CharField(max_length=64, unique=True)
     name: Text = models.CharField(max_length=64)

@@ -121,6 +121,12 @@ OPTIONS: dict[str, Option] = {
     "busy_timeout": Option(number(0, 60, "seconds"), "SECONDS", "how long a request waits for a locked database"),
     "key_days": Option(whole(1, 3650, "days"), "DAYS", "a new signing key after this time"),
     "key_secret": Option(secret, "TEXT", "seals the signing keys in the database", flag=False),
+    "device_key_days": Option(
+        whole(0, 3650, "days"), "DAYS", "devices are asked for a new key after this time; 0 never"
+    ),
+    "clone_policy": Option(
+        choice("alarm", "quarantine"), "POLICY", "when one key answers from two places: alarm, or quarantine"
+    ),
     "rate_limit": Option(switch, "BOOL", "whether the limits on requests are in force"),
     "request_rate": Option(number(0.01, 1e6, "a second"), "N", "requests a second from one address"),
     "request_burst": Option(whole(1, 10_000_000), "N", "requests at once from one address"),

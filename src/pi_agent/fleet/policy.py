@@ -15,8 +15,8 @@ from pi_agent import query
 from pi_agent.assertion import BOARD_CLAIMS, VerifiedAssertion
 from pi_agent.catalogue import lower
 from pi_agent.errors import OAuthError, QueryError
-from pi_agent.fleet.ledger import DeviceRow
-from pi_agent.fleet.models import AccessRule, Device
+from pi_agent.fleet.ledger import DeviceRow, Rule
+from pi_agent.fleet.models import Device
 from pi_agent.fleet.selection import condition
 
 WAITING = "this device waits for an operator's approval"
@@ -29,11 +29,15 @@ TURNED_AWAY = {
 
 @dataclass(frozen=True, slots=True)
 class Admitted:
-    """What an admitted device gets: audience and scope, and the board it enrolled as (None when it named none)."""
+    """What an admitted device gets: audience and scope, and the board it enrolled as (None when it named none).
+
+    ``key_rotation`` tells it to make a new key.
+    """
 
     audience: str
     scope: str
     board: dict[str, Any] | None
+    key_rotation: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +45,7 @@ class Rules:
     """The access rules in force, and ``audience``, the fleet's own. Ages in their queries are counted from ``now``."""
 
     audience: str
-    rules: Sequence[AccessRule]
+    rules: Sequence[Rule]
     now: int
 
     def scopes(self, client_id: str, own: str, audience: str) -> list[str] | None:
@@ -53,12 +57,7 @@ class Rules:
         return list(dict.fromkeys(" ".join(given).split())) if given else None
 
 
-def load_rules(audience: str, now: int) -> Rules:
-    """The rules as they are in the database at this moment."""
-    return Rules(audience, list(AccessRule.objects.order_by("pk")), now)
-
-
-def _applies(rule: AccessRule, client_id: str, now: int) -> bool:
+def _applies(rule: Rule, client_id: str, now: int) -> bool:
     """Whether a rule is for a device. A rule that can no longer be read is for none."""
     try:
         parsed = query.parse(rule.query, now)

@@ -43,6 +43,8 @@ class Settings:
     busy_timeout: float = 5.0
     key_days: int = 90
     key_secret: str = field(default="", repr=False)
+    device_key_days: int = 365
+    clone_policy: str = "alarm"
     rate_limit: bool = True
     request_rate: float = 500
     request_burst: int = 2000

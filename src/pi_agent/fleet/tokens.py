@@ -16,8 +16,8 @@ from pi_agent.fleet.models import Device
 from pi_agent.fleet.policy import Admitted
 from pi_agent.fleet.settings import Settings
 from pi_agent.fleet.signing import JWKS_SECONDS, KeyRing, load_ring, shared_secret
-from pi_agent.fleet.web import Answer, json_answer
-from pi_agent.jws import ALGORITHMS
+from pi_agent.fleet.web import Answer, compact_json, json_answer
+from pi_agent.jws import ALGORITHMS, JsonObject
 from pi_agent.oauth import JWT_BEARER
 
 CACHE = {"cache-control": f"public, max-age={JWKS_SECONDS}"}
@@ -73,6 +73,7 @@ def metadata(settings: Settings) -> dict[str, object]:
         "issuer": issuer,
         "token_endpoint": f"{issuer}/oauth/token",
         "registration_endpoint": f"{issuer}/oauth/register",
+        "key_rotation_endpoint": f"{issuer}/oauth/rotate",
         "introspection_endpoint": f"{issuer}/oauth/introspect",
         "revocation_endpoint": f"{issuer}/oauth/revoke",
         "jwks_uri": f"{issuer}/oauth/jwks",
@@ -89,7 +90,7 @@ def metadata(settings: Settings) -> dict[str, object]:
 
 def access_token(authority: Authority, *, client_id: str, admitted: Admitted, now: int) -> str:
     """An access token in the profile of RFC 9068 section 2.2, with the enrolled board beside it."""
-    claims = {
+    claims: JsonObject = {
         "iss": authority.settings.issuer,
         "sub": client_id,
         "client_id": client_id,
@@ -99,6 +100,8 @@ def access_token(authority: Authority, *, client_id: str, admitted: Admitted, no
         "jti": secrets.token_urlsafe(16),
         "scope": admitted.scope,
     }
+    if admitted.board:
+        claims["board"] = admitted.board
     key = authority.ring.signing(now)
-    header = {"typ": "at+jwt", "alg": "ES256", "kid": key.kid}
-    return jws.serialize(header, claims | ({"board": admitted.board} if admitted.board else {}), sign=key.sign)
+    signing_input = f"{key.head}.{jws.b64url(compact_json(claims).encode())}"
+    return f"{signing_input}.{jws.b64url(key.sign(signing_input.encode()))}"

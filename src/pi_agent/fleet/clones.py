@@ -1,0 +1,148 @@
+"""Copies of a device, and what gives them away (requirements F-08 to F-12).
+
+Every assertion names the boot it was signed in. A boot never returns, so when a device that has moved on from boot A to
+boot B speaks from A again, there are two of it: one key, two running boards. The rules that keep this from crying wolf:
+
+* a message of A's that was only late proves nothing: it was signed before B was first heard of. Clocks may differ by
+  SKEW, so A counts as returned when it signed more than SKEW after B's first word. A copy that goes on living cannot
+  stay within that minute;
+* a boot is remembered for KEEP after its last word, since nothing returns from longer ago;
+* a device that has named its boots goes on naming them: leaving the claim out is refused.
+
+Many new boots in one hour are an event of their own, as is a retired key that still speaks. What an alarm does is
+policy: ``alarm`` writes it down and marks the device, ``quarantine`` refuses both copies until an operator releases one.
+A board that keeps to one boot costs nothing here: its row is read anyway, and nothing is written.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+from pi_agent.assertion import SKEW, VerifiedAssertion
+from pi_agent.errors import OAuthError
+from pi_agent.fleet import audit
+from pi_agent.fleet.models import Device, DeviceBoot, DeviceKey
+
+POLICIES = ("alarm", "quarantine")
+KEEP = 90 * 86400
+KEEP_BOOTS = 1000
+STORM = 30
+HOUR = 3600
+
+CLONED = "this key answers from two running boards: a copy of the card, or of the key, is in use"
+OTHER_BOARD = "this key was used by another board: a copy of the card is in use there"
+RETIRED_KEY = "a retired key of this device is in use: an old copy of the card, or a stolen key"
+UNNAMED = "the boot claim is missing; a device that has sent it goes on sending it"
+RESULTS = {
+    "device.quarantine": "done",
+    "device.board-changed": "refused",
+    "device.retired-key": "refused",
+    "device.boot-unnamed": "refused",
+}
+HELD = "this device is in quarantine, because its key answers from two places; an operator can release it"
+
+
+class Past(NamedTuple):
+    """What the registry knows of a device's boots: the present one, its first word and source, and its last token."""
+
+    boot: str | None
+    first_at: int | None
+    source: str
+    auth_at: int | None
+
+
+def watch(verified: VerifiedAssertion, past: Past, *, source: str, now: int, policy: str) -> OAuthError | None:
+    """Compare an assertion of an approved device with its past, and note what is new. Inside the token's transaction.
+
+    The refusal, where there is one: a missing claim, or a quarantine that begins here.
+    """
+    if verified.boot == past.boot and (verified.boot is None or source == past.source):
+        return None
+    if verified.boot is None:
+        _report_unnamed(verified, source, now)
+        return OAuthError("invalid_grant", UNNAMED)
+    device = Device.objects.get(client_id=verified.issuer)
+    past = Past(device.boot, device.boot_first_at, device.boot_source, device.auth_at)  # others may wait in this batch
+    if verified.boot == past.boot:
+        _move_to(device, source=source)
+        return None
+    before = device.boots.filter(boot=verified.boot).first()
+    if before is not None and verified.issued_at <= (past.first_at or 0) + SKEW:
+        return None  # signed before the present boot was known to have begun: a late message, or clocks that differ
+    if past.boot is not None:
+        _remember(device, past, now)
+    _move_to(device, boot=verified.boot, boot_first_at=now, source=source)
+    if before is not None:
+        here = {"boot": verified.boot[:8], "source": source, "first": before.first_at, "last": now}
+        there = {"boot": str(past.boot)[:8], "source": past.source, "first": past.first_at, "last": past.auth_at}
+        return _alarm(
+            device, "device.cloned", CLONED, {"here": here, "there": there}, source=source, now=now, policy=policy
+        )
+    if device.boots.filter(first_at__gt=now - HOUR).count() == STORM:
+        detail = {"boots": STORM, "seconds": HOUR}
+        _record("device.many-boots", device.client_id, source, now, detail)
+    return None
+
+
+def other_board(client_id: str, changed: Mapping[str, Any], *, source: str, now: int, policy: str) -> None:
+    """A key signed for another board than it enrolled with; the token was refused. ``changed`` is (enrolled, claimed)."""
+    device = Device.objects.get(client_id=client_id)
+    _alarm(device, "device.board-changed", OTHER_BOARD, {"board": dict(changed)}, source=source, now=now, policy=policy)
+
+
+def retired_key(client_id: str, kid: str, *, source: str, now: int) -> OAuthError | None:
+    """The refusal for a good signature of a key that was retired, noted; None when the key is not one.
+
+    Never a quarantine: the device with the present key is well, and whoever holds an old one must not be able to stop it.
+    """
+    key = DeviceKey.objects.select_related("device").filter(kid=kid, device__client_id=client_id).first()
+    if key is None or key.retired_at is None:
+        return None
+    detail = {"kid": kid, "retired": key.retired_at}
+    _alarm(key.device, "device.retired-key", RETIRED_KEY, detail, source=source, now=now, policy="alarm")
+    return OAuthError("invalid_grant", "this key was retired when the device was given a new one")
+
+
+def _alarm(
+    device: Device, action: str, words: str, detail: dict[str, object], *, source: str, now: int, policy: str
+) -> OAuthError | None:
+    """Mark the device, at most one audit line an hour; by policy, hold it."""
+    holds = policy == "quarantine" and device.status == "approved"
+    if holds or device.clone_at is None or device.clone_at <= now - HOUR or device.flag != words:
+        _record(action, device.client_id, source, now, detail | {"policy": policy})
+        Device.objects.filter(pk=device.pk).update(clone_at=now, flag=words)
+    if holds:
+        Device.objects.filter(pk=device.pk).update(status="quarantined", status_reason=words)
+        _record("device.quarantine", device.client_id, source, now, {"by": "policy", "reason": words})
+    return OAuthError("invalid_grant", HELD) if holds else None
+
+
+def _move_to(device: Device, *, source: str, **more: object) -> None:
+    Device.objects.filter(pk=device.pk).update(boot_source=source[:64], **more)
+
+
+def _remember(device: Device, past: Past, now: int) -> None:
+    first, last = past.first_at or now, past.auth_at or now
+    DeviceBoot.objects.update_or_create(
+        device=device,
+        boot=past.boot,
+        defaults={"last_at": last, "source": past.source},
+        create_defaults={"first_at": first, "last_at": last, "source": past.source},
+    )
+    device.boots.filter(last_at__lt=now - KEEP).delete()
+    surplus = device.boots.order_by("-last_at", "-pk").values_list("pk", flat=True)[KEEP_BOOTS:]
+    if doomed := list(surplus):
+        device.boots.filter(pk__in=doomed).delete()
+
+
+def _report_unnamed(verified: VerifiedAssertion, source: str, now: int) -> None:
+    """Once in a row: a device that keeps on is seen by its last refusal."""
+    known = Device.objects.filter(client_id=verified.issuer, refused_reason=UNNAMED, refused_at__gt=now - HOUR)
+    if not known.exists():
+        _record("device.boot-unnamed", verified.issuer, source, now, {"jti": verified.jti})
+
+
+def _record(action: str, client_id: str, source: str, now: int, detail: Mapping[str, object]) -> None:
+    event = audit.Event(action, client_id, RESULTS.get(action, "noticed"), detail)
+    audit.record([event], actor=audit.Actor(client_id, source), now=now)
