@@ -10,7 +10,7 @@ import pytest
 from device.living import eventually
 from interop.conftest import FOLDER, Board, free_port, listening
 from pi_agent import client, jws
-from pi_agent.errors import AgentError
+from pi_agent.errors import AgentError, TransportError
 
 SERVER = Path(__file__).with_name("oidc_provider.mjs")
 
@@ -77,14 +77,14 @@ def test_a_key_that_the_server_does_not_know(board: Board, node: str, tmp_path: 
 def has_token(runtime: str) -> bool:
     try:
         return bool(client.token(runtime=runtime, timeout=1))
-    except (AgentError, client.TransportError):
+    except (AgentError, TransportError):
         return False
 
 
 def refused(runtime: str) -> dict[str, object] | None:
     try:
         status = client.ask("/v1/status", runtime=runtime)
-    except client.TransportError:
+    except TransportError:
         return None
     return status if status["state"] == "refused" else None
 
