@@ -31,9 +31,14 @@ def make_directory(path: Path, mode: int) -> None:
 
 
 def check_directory(path: Path) -> None:
-    """Raise KeyFileError unless ``path`` is a real directory of root's or ours that no one else may write in."""
+    """Raise KeyFileError unless ``path`` is a real directory of root's or ours that no one else may write in.
+
+    Raises FileNotFoundError when there is none.
+    """
     try:
         found = path.lstat()
+    except FileNotFoundError:
+        raise
     except OSError as error:
         raise _failed("look at", path, error) from error
     if not stat.S_ISDIR(found.st_mode):
@@ -152,8 +157,8 @@ def sweep(directory: Path) -> None:
 
 
 def _place(path: Path, data: bytes, mode: int, *, replace: bool) -> None:
-    check_directory(path.parent)
     try:
+        check_directory(path.parent)
         directory = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
         try:
             _place_in(directory, path.name, data, mode, replace=replace)
