@@ -62,6 +62,7 @@ def run(args: argparse.Namespace) -> int:
     from pi_agent.device.transport import Transport
     from pi_agent.device.worker import agent_claims
 
+    enrollment_token = _enrollment_token(args)
     settings = config.load(vars(args) | {"server_issuer": args.url})
     issuer = args.url.rstrip("/") if settings.server_preset == "pi-fleet" else args.url
     board = probe(str(settings.root))
@@ -85,7 +86,6 @@ def run(args: argparse.Namespace) -> int:
         _write_config(settings, issuer)
         return _show_key(args, facts | {"device id": settings.server_client_id}, key)
     metadata = discover(transport, settings, issuer)
-    enrollment_token = _enrollment_token(args)
 
     def register() -> enroll.Registration:
         return enroll.register(
@@ -121,7 +121,10 @@ def _enrollment_token(args: argparse.Namespace) -> str:
         text = sys.stdin.readline() if name == "-" else Path(name).read_text(encoding="ascii") if name else ""
     except (OSError, ValueError) as error:
         raise UsageError(f"cannot read the enrollment token from {name}: {error}") from error
-    return (text or os.environ.get("PI_AGENT_ENROLLMENT_TOKEN", "")).strip()
+    token = (text or os.environ.get("PI_AGENT_ENROLLMENT_TOKEN", "")).strip()
+    if token.split()[1:] or not token.isprintable():
+        raise UsageError("an enrollment token is one word without spaces", hint="the file holds the token alone")
+    return token
 
 
 def discover(transport: Transport, settings: Settings, issuer: str) -> Metadata:
