@@ -40,7 +40,7 @@ def token(
     no agent.
     """
     target = token_target(audience=audience, scope=scope, min_valid=min_valid, wait=int(timeout))
-    return str(ask(target, runtime=runtime, timeout=timeout + MARGIN)["access_token"])
+    return _access_token(ask(target, runtime=runtime, timeout=timeout + MARGIN))
 
 
 def renew(
@@ -48,7 +48,7 @@ def renew(
 ) -> str:
     """Another access token than the current one, because a server refused that. Raises as ``token`` does."""
     target = token_target("/v1/refresh", audience=audience, scope=scope, min_valid=1, wait=int(timeout))
-    return str(ask(target, method="POST", runtime=runtime, timeout=timeout + MARGIN)["access_token"])
+    return _access_token(ask(target, method="POST", runtime=runtime, timeout=timeout + MARGIN))
 
 
 def auth(
@@ -151,12 +151,14 @@ def ask(target: str, *, method: str = "GET", runtime: str | None = None, timeout
     status, body = get(target, method=method, runtime=runtime, timeout=timeout)
     try:
         members = json.loads(body)
-        detail = members if status == 200 else str(members["detail"])
-    except (ValueError, KeyError, TypeError) as error:
-        raise TransportError("what answers on the socket is not the agent", reason="answer") from error
+        detail = members.get("detail", "") if status == 200 else str(members["detail"])
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise _not_the_agent() from error
     if status != 200:
-        raise AgentError(detail, status=status, hint=members.get("hint") or None)
-    return members  # type: ignore[no-any-return]  # the agent answers objects
+        refusal = AgentError(detail, status=status, hint=members.get("hint") or None)
+        refusal.exit_code = 2 if status == 400 else AgentError.exit_code
+        raise refusal
+    return members  # type: ignore[no-any-return]  # it has members, so it is an object
 
 
 def get(target: str, *, method: str = "GET", runtime: str | None = None, timeout: float = 5.0) -> tuple[int, bytes]:
@@ -178,8 +180,19 @@ def get(target: str, *, method: str = "GET", runtime: str | None = None, timeout
     head, _, body = bytes(received).partition(b"\r\n\r\n")
     word = head[9:12]
     if not head.startswith(b"HTTP/1.1 ") or not word.isdigit():
-        raise TransportError("what answers on the socket is not the agent", reason="answer")
+        raise _not_the_agent()
     return int(word), body
+
+
+def _access_token(members: dict[str, Any]) -> str:
+    text = members.get("access_token")
+    if not isinstance(text, str) or not text:
+        raise _not_the_agent()
+    return text
+
+
+def _not_the_agent() -> TransportError:
+    return TransportError("what answers on the socket is not the agent", reason="answer")
 
 
 def _no_agent(path: str, error: OSError) -> TransportError:

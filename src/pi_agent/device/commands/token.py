@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 
 from pi_agent import client
@@ -36,10 +37,9 @@ def run(args: argparse.Namespace) -> int:
         target = client.token_target(
             audience=args.audience, scope=args.scope, min_valid=args.min_valid, wait=args.timeout
         )
-        status, body = client.get(target, runtime=args.runtime, timeout=args.timeout + client.MARGIN)
-        if status == 200:
-            sys.stdout.write(body.decode() + "\n")
-            return 0
+        members = client.ask(target, runtime=args.runtime, timeout=args.timeout + client.MARGIN)
+        sys.stdout.write(json.dumps({"schema": "pi-agent.token/1"} | members) + "\n")
+        return 0
     token = fetch(args)
     text = f"Authorization: Bearer {token}" if args.header else token
     sys.stdout.write(text + ("\n" if args.header or sys.stdout.isatty() else ""))
