@@ -1,0 +1,403 @@
+"""The command line as a person meets it: what it prints where, how it ends, and the next step after an error."""
+
+from __future__ import annotations
+
+import json
+import re
+import socket
+import subprocess
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from device.registrar import Registrar, registering
+from device.resident import Agent, Authority, Home, a_home, an_authority, refusal, until
+from device.servers import reply
+from pi_agent import __version__
+from pi_agent.device import cli, identity
+from pi_agent.device.cli import COMMANDS, main
+from pi_agent.device.commands import setup
+
+
+@pytest.fixture
+def home(monkeypatch: pytest.MonkeyPatch) -> Iterator[Home]:
+    """An enrolled board whose server is not there, and an environment that points to it."""
+    with a_home("http://127.0.0.1:1/token") as home:
+        for name, value in home.variables.items():
+            monkeypatch.setenv(name, value)
+        yield home
+
+
+@pytest.fixture
+def bare(home: Home) -> Home:
+    """A board that nobody has set up yet: no state folder at all."""
+    for path in home.state.iterdir():
+        path.unlink()
+    home.state.rmdir()
+    return home
+
+
+Said = tuple[int, str, str]
+
+
+@pytest.fixture
+def say(capsys: pytest.CaptureFixture[str]) -> Any:
+    """``say("status", "--json")`` gives exit code, stdout and stderr."""
+
+    def run(*arguments: str) -> Said:
+        try:
+            code = main(arguments)
+        except SystemExit as end:
+            code = int(end.code or 0)
+        out, err = capsys.readouterr()
+        assert "Traceback" not in err
+        return code, out, err
+
+    return run
+
+
+# Help
+
+
+def test_help_ends_with_exit_codes_and_an_example_that_works(say: Any) -> None:
+    """The first screen names every command, every exit code and two commands to begin with."""
+    code, out, err = say("--help")
+    assert (code, err) == (0, "")
+    assert all(f"\n    {name}" in out for name in COMMANDS)
+    assert out.endswith(
+        "exit codes: 0 done; 1 failed; 2 usage; 3 not found; 4 not approved; 5 unreachable; 6 conflict; 130 interrupted\n"
+        "\n"
+        "example:\n"
+        "  sudo pi-agent setup https://fleet.example\n"
+        "  pi-agent token --header | curl -H @- https://api.example/telemetry\n"
+    )
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_has_help(say: Any, command: str) -> None:
+    """On stdout, with its usage line, and nothing is done."""
+    code, out, err = say(command, "--help")
+    assert (code, err) == (0, "")
+    assert out.startswith(f"usage: pi-agent {command}")
+
+
+def test_version(say: Any) -> None:
+    """One line."""
+    assert say("--version") == (0, f"pi-agent {__version__}\n", "")
+
+
+@pytest.mark.parametrize(
+    "arguments", [(), ("nonsense",), ("token", "--nonsense"), ("setup",), ("token", "--min-valid", "soon")]
+)
+def test_a_wrong_command_line_is_2_and_leaves_stdout_alone(say: Any, arguments: tuple[str, ...]) -> None:
+    """Usage and the reason go to stderr."""
+    code, out, err = say(*arguments)
+    assert (code, out) == (2, "")
+    assert err.startswith("usage: pi-agent")
+    assert "error: " in err
+
+
+# Before anything is set up
+
+
+def test_run_on_a_board_that_is_not_set_up(bare: Home, say: Any) -> None:
+    """2, and the command that sets it up."""
+    assert say("run") == (
+        2,
+        "",
+        "error: this board is not set up yet\nhint: pi-agent setup https://fleet.example\n",
+    )
+
+
+@pytest.mark.parametrize(("command", "expected"), [("token", 5), ("status", 3), ("refresh", 5), ("sign-out", 5)])
+def test_without_an_agent(home: Home, say: Any, command: str, expected: int) -> None:
+    """status is 3 (not found), the others 5 (unreachable); all say how to start one."""
+    code, out, err = say(command)
+    assert (code, out) == (expected, "")
+    assert err == (
+        f"error: no agent answers at {home.runtime}/agent.sock: No such file or directory\n"
+        "hint: systemctl status pi-agent; or start it by hand: pi-agent run\n"
+    )
+
+
+@pytest.mark.parametrize("command", ["token", "status"])
+def test_with_json_an_error_is_json_too(home: Home, say: Any, command: str) -> None:
+    """The document begins with its schema; the words are on stderr as well."""
+    code, out, err = say(command, "--json")
+    assert code in (3, 5)
+    assert out.startswith('{"schema": "pi-agent.error/1"')
+    assert json.loads(out)["hint"]
+    assert err.startswith("error: ")
+
+
+def test_a_broken_key_stops_before_it_starts(home: Home, say: Any) -> None:
+    """A damaged identity is named, with the file."""
+    (home.state / "identity.json").write_text("{")
+    code, _, err = say("run")
+    assert code == 1
+    assert err.startswith(f"error: {home.state}/identity.json is damaged; it was left as it is\nhint: ")
+
+
+def test_ra24_settings_that_are_wrong_are_2(home: Home, say: Any) -> None:
+    """With file, line and the nearest name."""
+    (home.folder / "config.toml").write_text('[server]\nisuer = "https://x.example"\n')
+    assert say("run") == (
+        2,
+        "",
+        f"error: {home.folder}/config.toml:2: there is no setting 'server.isuer'\nhint: did you mean server.issuer?\n",
+    )
+
+
+def test_a_machine_that_is_no_pi_is_3(home: Home, say: Any) -> None:
+    """What is not found is not a failure of ours."""
+    (home.root / "proc" / "cpuinfo").write_text("vendor_id\t: AuthenticAMD\n")
+    code, _, err = say("run")
+    assert code == 3
+    assert err.startswith("error: not a Raspberry Pi")
+
+
+def test_debug_shows_the_traceback(home: Home) -> None:
+    """And only then."""
+    done = home.run("--debug", "token")
+    assert "Traceback" in done.stderr
+    assert "Traceback" not in home.run("token").stderr
+
+
+# Setup
+
+
+@pytest.fixture
+def registrar() -> Iterator[Registrar]:
+    with registering(int(time.time())) as registrar:
+        yield registrar
+
+
+def test_setup_enrolls_and_says_what_comes_next(bare: Home, registrar: Registrar, say: Any) -> None:
+    """4 while an operator has to approve; key, identity and settings are kept; a second time changes nothing."""
+    code, out, err = say("setup", registrar.issuer, "--name", "kitchen")
+    assert code == 4
+    known = identity.load(bare.state)
+    assert re.search(rf"^device id +{re.escape(known.client_id)}$", out, re.M)
+    assert f"pi-fleet approve {known.client_id}" in out
+    assert err.startswith("next: ")
+    assert (known.issuer, known.token_endpoint) == (registrar.issuer, registrar.issuer + "/oauth/token")
+    settings = (bare.folder / "config.toml").read_text()
+    assert f'issuer = "{registrar.issuer}"' in settings
+    assert 'name = "kitchen"' in settings
+    registrar.status = "approved"
+    assert say("setup", registrar.issuer)[0] == 0
+    assert identity.load(bare.state) == known
+
+
+def test_setup_as_json(bare: Home, registrar: Registrar, say: Any) -> None:
+    """One document on stdout, its schema first."""
+    registrar.status = "approved"
+    code, out, _ = say("setup", registrar.issuer, "--json")
+    document = json.loads(out)
+    assert (code, next(iter(document)), document["status"]) == (0, "schema", "approved")
+
+
+def test_setup_waits_for_approval(bare: Home, registrar: Registrar, say: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With --wait it asks again until somebody has approved the board."""
+    monkeypatch.setattr(setup, "POLL", 0.05)
+    threading.Timer(0.2, lambda: setattr(registrar, "status", "approved")).start()
+    assert say("setup", registrar.issuer, "--wait", "20")[0] == 0
+
+
+def test_setup_at_another_server_is_a_conflict(home: Home, registrar: Registrar, say: Any) -> None:
+    """6, and what leaving the first one would take."""
+    code, _, err = say("setup", registrar.issuer)
+    assert code == 6
+    assert "https://fleet.example" in err
+    assert "wipe-identity" in err
+
+
+@pytest.mark.parametrize(
+    ("url", "code", "words"),
+    [
+        ("fleet.example", 2, "not a usable https URL"),
+        ("http://fleet.example", 2, "plain http"),
+        ("https://[::1", 2, "not a usable https URL"),
+        ("http://127.0.0.1:1", 5, "connection refused"),
+        ("https://fleet.invalid", 5, "not known to DNS"),
+    ],
+)
+def test_setup_with_an_address_that_does_not_work(bare: Home, say: Any, url: str, code: int, words: str) -> None:
+    """2 for an address that cannot be used, 5 for a server that cannot be reached."""
+    found, out, err = say("setup", url)
+    assert (found, out) == (code, "")
+    assert words in err
+
+
+def test_g01_an_enrollment_token_comes_from_a_file_and_is_never_shown(
+    bare: Home, registrar: Registrar, say: Any
+) -> None:
+    """Not on the command line, not in an answer, not in an error."""
+    path = bare.folder / "token"
+    path.write_text("once-canary-4711\n")
+    registrar.status = "approved"
+    code, out, err = say("setup", registrar.issuer, "--enrollment-token-file", str(path))
+    assert code == 0
+    assert "canary" not in out + err
+    sent = [request.headers.get("authorization") for request in registrar.server.requests if "register" in request.line]
+    assert sent == ["Bearer once-canary-4711"]
+
+
+@pytest.mark.parametrize("content", ["once-canary-4711\n# from the office\n", "once canary", "once-canary\x00"])
+def test_g01_an_enrollment_token_that_is_none_is_2_and_not_shown(bare: Home, say: Any, content: str) -> None:
+    """A file with more in it is told apart before anything is sent."""
+    path = bare.folder / "token"
+    path.write_text(content)
+    code, _, err = say("setup", "http://127.0.0.1:1", "--enrollment-token-file", str(path))
+    assert code == 2
+    assert "one word" in err
+    assert "canary" not in err
+    assert say("setup", "http://127.0.0.1:1", "--enrollment-token-file", str(bare.folder / "none"))[0] == 2
+
+
+def test_d07_a_server_cannot_speak_to_the_terminal(bare: Home, registrar: Registrar, say: Any) -> None:
+    """What it says is printed without escape sequences."""
+    registrar.registration = reply({"error": "no\x1b[2J", "error_description": "\x1b]0;owned\x07go away"}, status=403)
+    code, out, err = say("setup", registrar.issuer)
+    assert code == 4
+    assert "go away" in err
+    assert "\x1b" not in out + err
+    assert "\x07" not in out + err
+
+
+# With an agent
+
+
+@pytest.fixture
+def authority() -> Iterator[Authority]:
+    with an_authority() as authority:
+        yield authority
+
+
+@pytest.fixture
+def agent(authority: Authority, monkeypatch: pytest.MonkeyPatch) -> Iterator[Agent]:
+    with a_home(authority.server.url + "/token") as home:
+        for name, value in home.variables.items():
+            monkeypatch.setenv(name, value)
+        with home.start() as agent:
+            yield agent
+
+
+def test_a_token_alone_on_stdout(agent: Agent, say: Any) -> None:
+    """No line end for a pipe, as a header on a line, or as JSON with its expiry."""
+    until(agent.token)
+    assert say("token") == (0, "canary-token-0001", "")
+    assert say("token", "--header") == (0, "Authorization: Bearer canary-token-0001\n", "")
+    code, out, err = say("token", "--json")
+    document = json.loads(out)
+    assert (code, err, out.startswith('{"schema": "pi-agent.token/1"')) == (0, "", True)
+    assert (document["access_token"], document["token_type"]) == ("canary-token-0001", "Bearer")
+    assert 0 < document["expires_in"] <= 1800
+
+
+def test_a_wish_that_makes_no_sense_is_2(agent: Agent, say: Any) -> None:
+    """The agent's sentence, and no token."""
+    until(agent.token)
+    for wish in ("-5", "1234567"):
+        code, out, err = say("token", "--min-valid", wish)
+        assert (code, out) == (2, "")
+        assert "whole number" in err
+
+
+def test_status_in_a_dozen_lines(agent: Agent, say: Any) -> None:
+    """State, board, server and id; as JSON the agent's own document, schema first."""
+    until(agent.token)
+    code, out, err = say("status")
+    assert (code, err) == (0, "")
+    assert "token ok" in out
+    assert "2B, 1 GB, revision a01041" in out
+    assert "https://fleet.example" in out
+    assert len(out.splitlines()) <= 12
+    code, out, _ = say("status", "--json")
+    assert (code, next(iter(json.loads(out)))) == (0, "schema")
+    assert "canary" not in out
+
+
+def test_a_refused_board_is_4_with_the_reason(agent: Agent, authority: Authority, say: Any) -> None:
+    """token and status both say so, in the server's words."""
+    authority.answer = lambda number: refusal("invalid_grant", error_description="this device was revoked")
+    until(lambda: (agent.status() or {}).get("failure"))
+    for command in ("token", "status"):
+        code, out, err = say(command)
+        assert code == 4
+        assert "this device was revoked" in out + err
+        assert "canary" not in out + err
+
+
+def test_d07_what_a_server_says_is_harmless_in_every_command(agent: Agent, authority: Authority, say: Any) -> None:
+    """Escape sequences do not come out of status, token or the log."""
+    authority.answer = lambda number: refusal("invalid_grant", error_description="no\x1b]0;owned\x07 \u202e")
+    until(lambda: (agent.status() or {}).get("failure"))
+    text = "".join("".join(say(*words)[1:]) for words in (("token",), ("status",), ("status", "--json"))) + agent.said()
+    assert not set(text) & set("\x1b\x07\u202e")
+
+
+def test_a_reader_that_leaves_is_no_crash(agent: Agent) -> None:
+    """pi-agent status | true."""
+    until(agent.token)
+    command = " ".join(f"'{word}'" for word in agent.home.command("status", "--json")) + " | true"
+    done = subprocess.run(
+        ["sh", "-c", command], env=agent.home.environment(), capture_output=True, text=True, timeout=20, check=False
+    )
+    assert "Traceback" not in done.stderr
+
+
+OTHERS = [
+    b"",
+    b"220 smtp\r\n",
+    *(b"HTTP/1.1 200 OK\r\n\r\n" + body for body in (b"", b"[]", b"{}")),
+    b"HTTP/1.1 503 No\r\n\r\n{}",
+]
+
+
+@pytest.mark.parametrize("answer", OTHERS)
+def test_something_else_on_the_socket_is_no_agent(home: Home, say: Any, answer: bytes) -> None:
+    """5, and no token out of nothing."""
+    home.runtime.mkdir()
+    with socket.socket(socket.AF_UNIX) as door:
+        door.bind(str(home.runtime / "agent.sock"))
+        door.listen(5)
+
+        def serve() -> None:
+            channel, _ = door.accept()
+            with channel:
+                channel.recv(4096)
+                channel.sendall(answer)
+
+        thread = threading.Thread(target=serve)
+        thread.start()
+        code, out, err = say("token")
+        thread.join()
+    assert (code, out) == (5, "")
+    assert err.startswith("error: what answers on the socket is not the agent")
+
+
+# Forgetting
+
+
+def test_wipe_identity_asks_first(home: Home, say: Any) -> None:
+    """Without a terminal it wants --yes; with it key and identity are gone, and the rest stays."""
+    (home.folder / "config.toml").write_text('name = "kitchen"\n')
+    code, _, err = say("wipe-identity")
+    assert (code, err) == (2, "error: this forgets the key for good\nhint: pi-agent wipe-identity --yes\n")
+    assert (home.state / "key.pem").exists()
+    assert say("wipe-identity", "--yes")[0] == 0
+    assert not list(home.state.glob("*.*"))
+    assert (home.folder / "config.toml").exists()
+    assert say("run")[0] == 2
+
+
+def test_every_command_can_be_imported() -> None:
+    """The table of commands and the files behind it agree."""
+    files = {path.stem.replace("_", "-") for path in (Path(cli.__file__).parent / "commands").glob("*.py")}
+    assert set(COMMANDS) <= files
+    assert all(cli._command(name).HELP for name in COMMANDS)
