@@ -15,7 +15,7 @@ import logging
 import queue
 import threading
 from collections.abc import Callable, Sequence
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 from django.db import connections
 
@@ -29,7 +29,14 @@ MAX_BATCH = 128
 FAILED = json_answer(500, {"error": "server_error"})
 BUG = "an endpoint failed with %s; this is a bug in pi-fleet"
 
-Future = asyncio.Future[Answer]
+
+class Asker(NamedTuple):
+    """Whom to answer, on which event loop."""
+
+    loop: asyncio.AbstractEventLoop
+    answer: Callable[[Answer], None]
+
+
 Item = TypeVar("Item")
 
 log = logging.getLogger("pi_agent.fleet")
@@ -42,25 +49,28 @@ class Clerk:
         self.authority = authority
         self.clock = clock
         self.waiting = 0
-        self.asked: queue.SimpleQueue[tuple[Request, Future] | None] = queue.SimpleQueue()
-        self.claimed: queue.SimpleQueue[tuple[Claim | Unusable, Future] | None] = queue.SimpleQueue()
+        self.asked: queue.SimpleQueue[tuple[Request, Asker] | None] = queue.SimpleQueue()
+        self.claimed: queue.SimpleQueue[tuple[Claim | Unusable, Asker] | None] = queue.SimpleQueue()
         self.threads = [
             threading.Thread(target=work, name=work.__name__, daemon=True) for work in (self.prepare, self.settle)
         ]
         for thread in self.threads:
             thread.start()
 
-    async def answer(self, request: Request) -> Answer:
-        """The answer to one token request. On the event loop."""
+    def submit(self, request: Request, loop: asyncio.AbstractEventLoop, answer: Callable[[Answer], None]) -> None:
+        """Have one token request answered, by a call of ``answer`` on ``loop``, which is the one that runs here."""
         if self.waiting >= MAX_WAITING:
-            return oauth_refusal(try_again("the server is busy"))
-        future: Future = asyncio.get_running_loop().create_future()
-        self.waiting += 1
-        self.asked.put((request, future))
-        try:
-            return await future
-        finally:
-            self.waiting -= 1
+            answer(oauth_refusal(try_again("the server is busy")))
+        else:
+            self.waiting += 1
+            self.asked.put((request, Asker(loop, answer)))
+
+    async def answer(self, request: Request) -> Answer:
+        """The answer to one token request."""
+        loop = asyncio.get_running_loop()
+        future: asyncio.Future[Answer] = loop.create_future()
+        self.submit(request, loop, lambda answer: None if future.done() else future.set_result(answer))
+        return await future
 
     def close(self) -> None:
         """Answer what waits, and end the threads."""
@@ -72,30 +82,28 @@ class Clerk:
         """The first thread."""
         try:
             while batch := take(self.asked):
-                for request, future in batch:
-                    self._prepare(request, future)
+                for request, asker in batch:
+                    self._prepare(request, asker)
         finally:
             connections.close_all()
             self.claimed.put(None)
 
-    def _prepare(self, request: Request, future: Future) -> None:
+    def _prepare(self, request: Request, asker: Asker) -> None:
         try:
             found = grants.prepare(request, now=int(self.clock()), authority=self.authority())
         except Exception as error:  # the last line: whatever it is, the client is told nothing about it
             log.error(BUG, type(error).__name__, exc_info=error)
             found = FAILED
         if isinstance(found, Answer):
-            deliver([(future, found)])
+            self.deliver([asker], [found])
         else:
-            self.claimed.put((found, future))
+            self.claimed.put((found, asker))
 
     def settle(self) -> None:
         """The second thread."""
         try:
             while batch := take(self.claimed):
-                deliver(
-                    list(zip([future for _, future in batch], self._settle([each for each, _ in batch]), strict=True))
-                )
+                self.deliver([asker for _, asker in batch], self._settle([each for each, _ in batch]))
         finally:
             connections.close_all()
 
@@ -105,6 +113,18 @@ class Clerk:
         except Exception as error:  # as above
             log.error(BUG, type(error).__name__, exc_info=error)
             return [FAILED for _ in waiting]
+
+    def deliver(self, askers: Sequence[Asker], answers: Sequence[Answer]) -> None:
+        """Hand answers over to the event loop that waits for them, all in one step."""
+        for loop in {asker.loop for asker in askers}:
+            pairs = [(asker, answer) for asker, answer in zip(askers, answers, strict=True) if asker.loop is loop]
+            with contextlib.suppress(RuntimeError):  # it was closed: nobody waits any more
+                loop.call_soon_threadsafe(self._answer, pairs)
+
+    def _answer(self, pairs: Sequence[tuple[Asker, Answer]]) -> None:
+        self.waiting -= len(pairs)
+        for asker, answer in pairs:
+            asker.answer(answer)
 
 
 def take(source: queue.SimpleQueue[Item | None]) -> list[Item]:
@@ -118,16 +138,3 @@ def take(source: queue.SimpleQueue[Item | None]) -> list[Item]:
         item = source.get()
     source.put(None)  # for the next call
     return batch
-
-
-def deliver(answers: list[tuple[Future, Answer]]) -> None:
-    """Hand answers over to the event loop that waits for them, all in one step."""
-    for loop in {future.get_loop() for future, _ in answers}:
-        with contextlib.suppress(RuntimeError):  # it was closed: nobody waits any more
-            loop.call_soon_threadsafe(_resolve, [pair for pair in answers if pair[0].get_loop() is loop])
-
-
-def _resolve(answers: list[tuple[Future, Answer]]) -> None:
-    for future, answer in answers:
-        if not future.done():  # the client may have left
-            future.set_result(answer)

@@ -1,109 +1,71 @@
 """``pi-fleet serve``: one process that listens on an address for devices and on ``DATA/fleet.sock`` for operators.
 
-Uvicorn does HTTP; what a server on the open network needs beyond it is here: a time for headers to arrive in, a bound
-on their size and on connections, and on the local socket the peer's user id, which is how ``api`` knows its operator.
+Uvicorn does HTTP, each connection of it a ``protocol.Protocol``. SIGTERM ends the server: what was let in is answered.
+SIGHUP reloads the certificate and the signing keys; connections stay.
 """
 
 from __future__ import annotations
 
 import asyncio
+import gc
+import logging
 import os
 import resource
 import signal
 import socket
+import ssl
 import stat
-import struct
 import sys
 import time
+from collections.abc import Callable
 from types import FrameType
-from typing import Any
+from typing import TYPE_CHECKING
 
 import uvicorn
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from pi_agent.errors import ConfigError
-from pi_agent.fleet import folder
+from pi_agent.fleet import folder, logs
 from pi_agent.fleet import settings as fleet_settings
+from pi_agent.fleet.protocol import Protocol
 from pi_agent.fleet.settings import Settings
+from pi_agent.fleet.sources import networks
 
-HEADER_SECONDS = 10
-MAX_HEADER_BYTES = 64 * 1024
-IDLE_SECONDS = 20
+if TYPE_CHECKING:
+    from pi_agent.fleet.asgi import Application
+    from pi_agent.fleet.housekeeper import Housekeeper
+
 GRACE_SECONDS = 3
 BACKLOG = 2048
-MAX_CONNECTIONS = 10_000
 SPARE_FILES = 64
 MAX_SOCKET_PATH = 107  # sun_path of unix(7), less its NUL
-BUSY = (
-    b"HTTP/1.1 503 Service Unavailable\r\nretry-after: 5\r\ncontent-type: application/json\r\ncontent-length: 35\r\n"
-    b'connection: close\r\n\r\n{"error":"temporarily_unavailable"}'
-)
+GC_THRESHOLD = (20_000, 20, 100)
 
-
-class Protocol(HttpToolsProtocol):
-    """One connection. ``max_connections`` is set once, before the server starts."""
-
-    max_connections = MAX_CONNECTIONS
-
-    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn has it
-        super().connection_made(transport)
-        self.header_timer: asyncio.TimerHandle | None = None
-        self.header_bytes = 0
-        peer = transport.get_extra_info("socket")
-        if peer.family == socket.AF_UNIX:
-            self.client = ("uid", peer_uid(peer))
-        elif len(self.connections) > self.max_connections:
-            transport.write(BUSY)
-            transport.close()
-            return
-        self.await_headers()
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        self.stop_waiting()
-        super().connection_lost(exc)
-
-    def data_received(self, data: bytes) -> None:
-        super().data_received(data)
-        if self.header_timer is None and (self.cycle is None or self.cycle.response_complete):
-            self.await_headers()  # something came that begins no request, such as an empty line
-        if self.header_timer is not None:
-            self.header_bytes += len(data)
-            if self.header_bytes > MAX_HEADER_BYTES:
-                self.transport.close()
-
-    def on_message_begin(self) -> None:
-        super().on_message_begin()
-        if self.header_timer is None:
-            self.await_headers()
-
-    def on_headers_complete(self) -> None:
-        self.stop_waiting()
-        super().on_headers_complete()
-
-    def shutdown(self) -> None:
-        super().shutdown()
-        if self.cycle is not None and self.cycle.more_body:
-            self.transport.close()  # a request that is still arriving would keep the server for as long as it likes
-
-    def await_headers(self) -> None:
-        self.header_bytes = 0
-        self.header_timer = self.loop.call_later(HEADER_SECONDS, self.transport.close)
-
-    def stop_waiting(self) -> None:
-        if self.header_timer is not None:
-            self.header_timer.cancel()
-            self.header_timer = None
+log = logging.getLogger("pi_agent.fleet")
 
 
 class Server(uvicorn.Server):
     """Uvicorn's server, which says when it listens, and ends with 0 when it is told to end."""
 
-    def __init__(self, config: uvicorn.Config, greeting: str) -> None:
+    def __init__(
+        self, config: uvicorn.Config, *, local: socket.socket, greeting: str, reload: Callable[[], None]
+    ) -> None:
         super().__init__(config)
+        self.local = local
         self.greeting = greeting
+        self.reload = reload
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
+        loop = asyncio.get_running_loop()
+        state = self.server_state
+        self.servers.append(  # by itself, since it never speaks TLS
+            await loop.create_server(
+                lambda: Protocol(config=self.config, server_state=state, app_state={}),
+                sock=self.local,
+                backlog=BACKLOG,
+            )
+        )
+        loop.add_signal_handler(signal.SIGHUP, self.reload)
         print(self.greeting, file=sys.stderr, flush=True)  # noqa: T201  # this is a command's output
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
@@ -113,13 +75,6 @@ class Server(uvicorn.Server):
             super().handle_exit(sig, frame)
 
 
-def peer_uid(connection: Any) -> int:
-    """The user at the other end of a local socket (SO_PEERCRED, unix(7))."""
-    size = struct.calcsize("3i")
-    _, uid, _ = struct.unpack("3i", connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, size))
-    return int(uid)
-
-
 def serve(wanted: Settings) -> int:
     """Serve until SIGTERM (0) or SIGINT (KeyboardInterrupt). Raises ConfigError or ConflictError before it starts."""
     os.umask(0o077)
@@ -127,11 +82,37 @@ def serve(wanted: Settings) -> int:
     lock = folder.take_lock(wanted.lock)  # held until the process ends
     public = listen(wanted)
     settings = wanted.with_port(public.getsockname()[1])
+    logs.set_up(settings.log)
     fleet_settings.configure(settings)
     fleet_settings.migrate()
     local = listen_local(settings)
-    application, greeting = _build(settings)
-    Protocol.max_connections = _allow_connections()
+    application, housekeeper, words = _build(settings)
+    config = _uvicorn(settings, application)
+
+    def reload() -> None:
+        _load_certificate(settings, config)
+        housekeeper.hurry()
+
+    # Nothing that lives by now ever dies, so the collector need not look at it again; tokens leave no cycles.
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(*GC_THRESHOLD)
+    housekeeper.start()
+    try:
+        Server(config, local=local, greeting=words, reload=reload).run(sockets=[public])
+    finally:
+        housekeeper.close()
+        application.close()
+        settings.socket.unlink(missing_ok=True)
+        assert lock >= 0
+    return 0
+
+
+def _uvicorn(settings: Settings, application: Application) -> uvicorn.Config:
+    Protocol.application = application
+    Protocol.max_connections = _allow_connections(settings.max_connections)
+    Protocol.header_seconds, Protocol.body_seconds = settings.header_seconds, settings.body_seconds
+    Protocol.proxies = networks(settings.trusted_proxy)
     config = uvicorn.Config(
         application,
         http=Protocol,
@@ -143,33 +124,50 @@ def serve(wanted: Settings) -> int:
         access_log=False,
         server_header=False,
         proxy_headers=False,
-        timeout_keep_alive=IDLE_SECONDS,
+        ssl_certfile=settings.tls_cert,
+        ssl_keyfile=settings.tls_key,
+        timeout_keep_alive=settings.idle_seconds,  # type: ignore[arg-type]  # it is only given to call_later
         timeout_graceful_shutdown=GRACE_SECONDS,
         backlog=BACKLOG,
     )
     try:
-        Server(config, greeting).run(sockets=[public, local])
-    finally:
-        application.close()
-        settings.socket.unlink(missing_ok=True)
-        assert lock >= 0
-    return 0
+        config.load()
+    except (OSError, ssl.SSLError) as error:
+        raise ConfigError(
+            f"cannot use the certificate {settings.tls_cert}: {error.strerror or error}", key="tls_cert"
+        ) from error
+    if config.ssl is not None:
+        config.ssl.minimum_version = ssl.TLSVersion.TLSv1_2
+    return config
 
 
-def _build(settings: Settings) -> tuple[Any, str]:
-    """The application, and what to say when it listens. Imported here, since models exist only once Django is set up."""
-    from pi_agent.fleet.asgi import Application  # see above
-    from pi_agent.fleet.signin import make_link  # see above
-    from pi_agent.fleet.tokens import load_authority  # see above
+def _load_certificate(settings: Settings, config: uvicorn.Config) -> None:
+    """Take a renewed certificate into use; one that cannot be read leaves the old one."""
+    if config.ssl is None or settings.tls_cert is None:
+        return
+    try:
+        config.ssl.load_cert_chain(settings.tls_cert, settings.tls_key)
+    except (OSError, ssl.SSLError) as error:
+        log.error("cannot use the certificate %s, and go on with the one before: %s", settings.tls_cert, error)
+
+
+def _build(settings: Settings) -> tuple[Application, Housekeeper, str]:
+    """The application, who looks after it, and what to say when it listens."""
+    # Models exist only once Django is set up.
+    from pi_agent.fleet.asgi import Application
+    from pi_agent.fleet.housekeeper import Housekeeper
+    from pi_agent.fleet.signin import make_link
+    from pi_agent.fleet.tokens import load_authority
 
     now = int(time.time())
     link = make_link("operator", created_by="pi-fleet serve", now=now, settings=settings)
-    return Application(load_authority(settings, now=now)), greeting(settings, link)
+    application = Application(load_authority(settings, now=now))
+    return application, Housekeeper(application), greeting(settings, link)
 
 
 def greeting(settings: Settings, link: str) -> str:
     return f"""\
-pi-fleet is listening on http://{settings.bind}
+pi-fleet is listening on {"https" if settings.tls_cert else "http"}://{settings.bind}
   issuer        {settings.issuer}
   data folder   {settings.data}
   sign in       {link}  (works once, for 15 minutes)
@@ -212,10 +210,10 @@ def listen_local(settings: Settings) -> socket.socket:
     return local
 
 
-def _allow_connections() -> int:
+def _allow_connections(wanted: int) -> int:
     """Raise the limit on open files as far as we may; what is left after our own needs is for connections."""
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    wanted = MAX_CONNECTIONS + SPARE_FILES
-    soft = wanted if hard == resource.RLIM_INFINITY else min(hard, wanted)
+    files = wanted + SPARE_FILES
+    soft = files if hard == resource.RLIM_INFINITY else min(hard, files)
     resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
     return max(soft - SPARE_FILES, 1)

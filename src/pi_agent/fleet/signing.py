@@ -36,6 +36,7 @@ from pi_agent.fleet import database
 from pi_agent.fleet.models import SharedSecret, SigningKey
 from pi_agent.fleet.options import MAX_LIFETIME
 from pi_agent.fleet.settings import Settings
+from pi_agent.fleet.web import compact_json
 from pi_agent.jwk import PublicKey, public_key
 
 JWKS_SECONDS = 300
@@ -47,9 +48,13 @@ FOREVER = 1 << 62
 
 @dataclass(frozen=True, slots=True)
 class RingKey:
-    """A key as this server uses it, from ``signs_from`` to ``signs_until``. ``sign`` makes a raw JWS signature (ES256)."""
+    """A key as this server uses it, from ``signs_from`` to ``signs_until``.
+
+    ``sign`` makes a raw JWS signature (ES256), ``head`` is the first segment of every access token under this key.
+    """
 
     public: PublicKey
+    head: str
     sign: Callable[[bytes], bytes] = field(repr=False)
     created_at: int
     signs_from: int
@@ -207,4 +212,5 @@ def _open(row: SigningKey, settings: Settings, until: int) -> RingKey:
         raise KeyFileError(
             f"the signing key {row.kid} is damaged", path=settings.database_name, hint="restore the database"
         )
-    return RingKey(public, jws.signer(key, "ES256"), row.created_at, row.signs_from, until)
+    head = jws.b64url(compact_json({"typ": "at+jwt", "alg": "ES256", "kid": row.kid}).encode())
+    return RingKey(public, head, jws.signer(key, "ES256"), row.created_at, row.signs_from, until)

@@ -20,6 +20,8 @@ MAX_PARAMETERS = 50
 NO_STORE = {"cache-control": "no-store", "pragma": "no-cache"}
 RETRY_SPREAD = range(2, 11)
 
+compact_json = json.JSONEncoder(separators=(",", ":")).encode  # json.dumps would make an encoder for every call
+
 
 @dataclass(frozen=True, slots=True)
 class Request:
@@ -40,8 +42,7 @@ class Answer:
 
 
 def json_answer(status: int, members: Mapping[str, object], headers: Mapping[str, str] = NO_STORE) -> Answer:
-    body = json.dumps(members, separators=(",", ":")).encode()
-    return Answer(status, body, {"content-type": "application/json", **headers})
+    return Answer(status, compact_json(members).encode(), {"content-type": "application/json", **headers})
 
 
 def oauth_refusal(error: OAuthError, **more: str) -> Answer:
@@ -60,6 +61,14 @@ def try_again(description: str, *, status: int = 503, error: str = "temporarily_
     """The server cannot serve this now. The wait is random, so that those who were sent away do not return together."""
     wait = random.choice(RETRY_SPREAD)  # noqa: S311  # a spread, not a secret
     return OAuthError(error, description, status=status, retry_after=wait)
+
+
+def too_large() -> OAuthError:
+    return OAuthError("invalid_request", f"the body is larger than {MAX_BODY} bytes", status=413)
+
+
+def too_slow(seconds: float) -> OAuthError:
+    return OAuthError("invalid_request", f"the body took longer than {seconds:g} s", status=408)
 
 
 def media_type(content_type: str) -> str:

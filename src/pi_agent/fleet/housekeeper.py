@@ -1,0 +1,119 @@
+"""What a server does by itself, beside requests: in step with the keys, forgetting what is over, putting the log away.
+
+One thread, one chore at a time, each by its own clock. A chore that fails is tried again at its next turn; none of them
+is needed for a request that is under way, and all servers of a fleet may do them at once.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from django.db import DatabaseError, connection, connections
+
+from pi_agent.errors import PiAgentError
+from pi_agent.fleet import audit, ledger, signing
+from pi_agent.fleet.asgi import Application
+from pi_agent.fleet.audit import Actor, Event
+from pi_agent.fleet.models import RevokedToken
+
+RELOAD_SECONDS = 5
+PURGE_SECONDS = 10
+CHECKPOINT_SECONDS = 5
+ROTATE_SECONDS = 600
+MAX_LOG_PAGES = 8_000  # 32 MB: then the log is begun anew, for which a request may wait a moment
+
+log = logging.getLogger("pi_agent.fleet")
+
+
+@dataclass(slots=True)
+class Chore:
+    """``work(now)`` every ``seconds``; ``due`` is the next time by the monotonic clock."""
+
+    name: str
+    seconds: float
+    work: Callable[[int], object]
+    due: float = 0.0
+
+
+class Housekeeper:
+    """The thread. ``close`` ends it; ``hurry`` makes all chores due."""
+
+    def __init__(self, application: Application) -> None:
+        self.application = application
+        self.chores = [
+            Chore("loading the signing keys", RELOAD_SECONDS, lambda now: application.reload()),
+            Chore("purging", PURGE_SECONDS, purge),
+            Chore("the checkpoint", CHECKPOINT_SECONDS, checkpoint),
+            Chore("the rotation of the signing keys", ROTATE_SECONDS, self.rotate),
+        ]
+        self.ended = threading.Event()
+        self.woken = threading.Event()
+        self.thread = threading.Thread(target=self.run, name="housekeeper", daemon=True)
+
+    def start(self) -> None:
+        self.thread.start()
+
+    def hurry(self) -> None:
+        for chore in self.chores:
+            chore.due = 0.0
+        self.woken.set()
+
+    def close(self) -> None:
+        self.ended.set()
+        self.woken.set()
+        self.thread.join()
+
+    def run(self) -> None:
+        try:
+            while not self.ended.is_set():
+                for chore in self.chores:
+                    if not self.ended.is_set() and time.monotonic() >= chore.due:
+                        chore.due = time.monotonic() + chore.seconds
+                        attempt(chore)
+                self.woken.wait(1.0)
+                self.woken.clear()
+        finally:
+            connections.close_all()
+
+    def rotate(self, now: int) -> None:
+        row = signing.rotate_when_due(self.application.authority.settings, now=now)
+        if row is not None:
+            event = Event("signing-key.rotate", detail={"kid": row.kid, "signs_from": row.signs_from})
+            audit.record([event], actor=Actor("pi-fleet serve", "housekeeper"), now=now)
+
+
+def attempt(chore: Chore) -> None:
+    try:
+        chore.work(int(time.time()))
+    except DatabaseError as error:
+        connection.close()
+        log.warning("%s failed: %s", chore.name, first_line(error))
+    except PiAgentError as error:
+        log.error("%s failed: %s", chore.name, error)
+
+
+def purge(now: int) -> None:
+    """Forget used assertions and revoked tokens that are over, in small steps, so that no request waits long for one."""
+    while ledger.purge(now) == ledger.PURGE_ROWS:
+        time.sleep(0.01)  # others want to write, too
+    RevokedToken.objects.filter(expires_at__lt=now - ledger.KEEP_USED).delete()
+
+
+def checkpoint(now: int) -> None:
+    """Take SQLite's write-ahead log over into the database while requests go on; a long one is begun anew."""
+    if connection.vendor != "sqlite":
+        return
+    with connection.cursor() as cursor:
+        cursor.execute("PRAGMA wal_checkpoint(PASSIVE)")
+        _, pages, _ = cursor.fetchone()
+        if pages > MAX_LOG_PAGES:
+            cursor.execute("PRAGMA wal_checkpoint(RESTART)")
+
+
+def first_line(error: Exception) -> str:
+    """What a database said, without the statement and its values that may follow."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
