@@ -263,7 +263,7 @@ NEARLY_A_DATE = r"[A-Z][a-z]{2}, [0-9]{1,4} [A-Z][a-z]{2} [0-9]{1,6} [0-9:]{1,9}
 @given(st.text() | st.from_regex(NEARLY_A_DATE, fullmatch=True))
 def test_any_date_header_is_a_time_or_none(text: str) -> None:
     """No header ends the attempt: a date that is none is None."""
-    assert transport._http_date(text) is None or isinstance(transport._http_date(text), int)
+    assert transport.http_date(text) is None or isinstance(transport.http_date(text), int)
     assert transport._retry_after(text, 0) is None or isinstance(transport._retry_after(text, 0), int)
 
 
