@@ -14,14 +14,14 @@ from collections.abc import Iterable
 from contextlib import closing
 from pathlib import Path
 
+import fleet_unit
 import lab
 import roots
 from board_files import BOARDS
 from lab import Lab
-from life import Life, Step
+from life import ROOT, Life, Step
 from server import Fleet
 
-ROOT = Path(__file__).resolve().parents[2]
 SUITES = ("bookworm", "trixie")
 NEEDED = ("mmdebstrap", "systemd-nspawn", "unshare", "nsenter", "dpkg-buildpackage", "lintian")
 NEEDED_FOR_BOARDS = ("qemu-system-arm", "qemu-system-aarch64", "fdtput", "mke2fs", "cpio", "depmod", "modprobe")
@@ -112,6 +112,9 @@ def container(suite: str, fleet: Fleet, old: Path, new: Path, home: Path, *, who
     tree = roots.tree(roots.rootfs(suite, roots.native()))
     with Lab(tree, suite) as machine, closing(Life(machine, fleet, old, new, home, whole=whole).steps()) as steps:
         walk(suite, steps)
+    if whole and fleet_unit.fits(tree):
+        with Lab(tree, suite) as machine, closing(fleet_unit.steps(machine)) as steps:
+            walk(suite, steps)
 
 
 def walk(name: str, steps: Iterable[Step]) -> None:

@@ -17,6 +17,7 @@ from lab import Lab, Machine
 from server import HOST, Fleet
 
 HERE = Path(__file__).resolve().parent
+ROOT = HERE.parents[1]
 UNIT = "pi-agent.service"
 STATE, CONFIG = "/var/lib/pi-agent", "/etc/pi-agent/config.toml"
 CA = "/etc/ssl/boot-test-ca.pem"
