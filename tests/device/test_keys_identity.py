@@ -7,6 +7,7 @@ import os
 import tempfile
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -15,6 +16,7 @@ from hypothesis import strategies as st
 from device.conftest import needs_root
 from pi_agent.device import files, golden, identity, joining, rotate
 from pi_agent.device.identity import Identity
+from pi_agent.device.keys import stores
 from pi_agent.errors import ConfigError, ConflictError, KeyFileError, PiAgentError
 
 ISSUER = "https://fleet.test"
@@ -37,7 +39,7 @@ def test_a_key_is_bound_before_it_exists(state: Path, monkeypatch: pytest.Monkey
     def pulled(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(joining.stores, "load_or_create", pulled)
+    monkeypatch.setattr(stores, "load_or_create", pulled)
     with pytest.raises(KeyboardInterrupt):
         enroll(state, HERE, "pi-1")
     assert listing(state) == ["identity.json"]
@@ -85,11 +87,11 @@ def test_a_move_that_was_cut_off_goes_on(state: Path, monkeypatch: pytest.Monkey
         first = enroll(folder, HERE, "pi-1")
         real, left = Path.rename, [survived]
 
-        def rename(path: Path, target: Path, real: object = real, left: list[int] = left) -> Path:
+        def rename(path: Path, target: Path, real: Any = real, left: list[int] = left) -> Any:
             if not left[0]:
                 raise OSError(5, "Input/output error")
             left[0] -= 1
-            return real(path, target)  # type: ignore[operator]  # Path.rename
+            return real(path, target)
 
         monkeypatch.setattr(Path, "rename", rename)
         if survived < 2:
@@ -139,7 +141,7 @@ def test_f06_another_key_in_its_place_is_not_used(state: Path) -> None:
     """F-06: a key that is not the one that was enrolled is refused by name, before it signs anything."""
     known = enroll(state, HERE, "pi-1")
     (state / "key.pem").unlink()
-    joining.stores.load_or_create("file:key.pem", state)
+    stores.load_or_create("file:key.pem", state)
     with pytest.raises(KeyFileError, match="not the one that was enrolled"):
         joining.load_key(state, known)
 
@@ -227,7 +229,7 @@ def test_two_workers_cannot_undo_each_other(state: Path) -> None:
     """A worker that read the identity before another one finished a rotation changes nothing (F-04)."""
     known = enroll(state, HERE, "pi-1")
     begun = rotate.begin(state, known, "file:key-1.pem")
-    key = joining.stores.load_or_create(begun.next_key, state)
+    key = stores.load_or_create(begun.next_key, state)
     done = rotate.finish(state, begun, key)
     assert rotate.finish(state, begun, key) == done
     with pytest.raises(ConflictError, match="changed in the meantime"):
@@ -241,7 +243,7 @@ def test_the_key_before_stays_until_the_next_rotation(state: Path) -> None:
     known = enroll(state, HERE, "pi-1")
     for number in (1, 2):
         begun = rotate.begin(state, known, f"file:key-{number}.pem")
-        known = rotate.finish(state, begun, joining.stores.load_or_create(begun.next_key, state))
+        known = rotate.finish(state, begun, stores.load_or_create(begun.next_key, state))
     assert listing(state) == ["identity.json", "key-1.pem", "key-2.pem"]
     assert known == replace(known, key="file:key-2.pem", previous_key="file:key-1.pem", next_key="")
 
@@ -250,7 +252,7 @@ def test_a_rotation_given_up_leaves_the_key_in_use(state: Path) -> None:
     """What was begun can be undone as long as nobody has used the new key."""
     known = enroll(state, HERE, "pi-1")
     begun = rotate.begin(state, known, "file:key-1.pem")
-    joining.stores.load_or_create(begun.next_key, state)
+    stores.load_or_create(begun.next_key, state)
     assert rotate.abandon(state, begun) == known
     assert listing(state) == ["identity.json", "key.pem"]
 
