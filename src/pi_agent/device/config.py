@@ -12,10 +12,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 from pi_agent.device.presets import PRESETS
 from pi_agent.device.toml_file import RULES, Found, read_all, write
+from pi_agent.device.urls import check_url
 from pi_agent.errors import ConfigError
 
 __all__ = ["DEFAULT_CONFIG", "SETTINGS", "AllowRule", "Setting", "Settings", "check_url", "load", "write"]
@@ -194,31 +194,6 @@ def _given(
     if (flag := flags.get(setting.attribute)) is not None:
         found = Found(_value(setting, flag, "the command line"), "the command line")
     return found
-
-
-def check_url(url: str, *, loopback_http: bool, what: str) -> None:
-    """Raise ConfigError unless ``url`` may be sent an assertion (RFC 6749 section 3.2; requirement A-13).
-
-    https to any host; http only to a literal loopback address, and only with ``server.loopback_http``. Never with
-    user information, a fragment, a backslash or a character outside printable ASCII: parsers disagree about those.
-    """
-    bad = any(not 0x21 <= ord(character) <= 0x7E or character in "\\#" for character in url)
-    try:
-        parts = urlsplit("" if bad else url)
-        host, port = parts.hostname or "", parts.port
-    except ValueError:
-        host, port = "", None
-    if not host or "@" in parts.netloc or port == 0 or parts.scheme not in ("http", "https"):
-        raise ConfigError(f"{what} is not a usable https URL", key=what, hint="it looks like https://fleet.example")
-    if parts.scheme == "http" and not (loopback_http and _is_loopback(host)):
-        hint = "use https; for a server on this machine: --loopback-http" if _is_loopback(host) else "use https"
-        raise ConfigError(f"{what} would send secrets over plain http", key=what, hint=hint)
-
-
-def _is_loopback(host: str) -> bool:
-    quads = host.split(".")
-    literal = len(quads) == 4 and all(quad.isascii() and quad.isdigit() and int(quad) < 256 for quad in quads)
-    return host == "::1" or (literal and quads[0] == "127")
 
 
 def _value(setting: Setting, value: Any, origin: str) -> str | int | bool:

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlsplit
 
-from pi_agent.device.config import check_url
 from pi_agent.device.transport import Transport
+from pi_agent.device.urls import check_url
 from pi_agent.errors import TransportError
 
 OAUTH, OIDC = "/.well-known/oauth-authorization-server", "/.well-known/openid-configuration"
