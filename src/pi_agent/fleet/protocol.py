@@ -92,6 +92,9 @@ class Protocol(HttpToolsProtocol):
             super().shutdown()
         else:
             self.short.last = True
+        arriving = self.short is not None and not self.short.whole
+        if arriving or (self.cycle is not None and self.cycle.more_body):
+            self.transport.close()  # a request that is still arriving would keep the server for as long as it likes
 
     # What the parser sees.
 
