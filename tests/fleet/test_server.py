@@ -50,7 +50,7 @@ def test_a_device_is_served(live: LiveFleet) -> None:
     """Enrolled, approved by the command, and given a token; all over real HTTP."""
     pi = live.enroll(approved=False)
     assert live.ask(pi.form()).json["error"] == "authorization_pending"
-    assert live.cli("approve", pi.client_id, "--yes").stdout == f"{pi.client_id}\n"
+    assert live.cli("approve", pi.client_id, "--yes", "--reason", "known").stdout == f"{pi.client_id}\n"
     assert live.ask(pi.form()).status == 200
 
 
