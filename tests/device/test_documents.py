@@ -1,0 +1,82 @@
+"""The pages of ``docs/device``: tables as the code has them, examples that run, settings that are taken."""
+
+from __future__ import annotations
+
+import re
+import runpy
+import shutil
+import subprocess
+import tomllib
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from device.living import Living, living
+from pi_agent.device.presets import PRESETS
+from pi_agent.device.toml_file import read_all
+
+DOCS = Path(__file__).parents[2] / "docs" / "device"
+PAGE = (DOCS / "use-the-token.md").read_text()
+
+
+@pytest.fixture
+def pi(tmp_path: Path) -> Iterator[Living]:
+    with living(tmp_path) as pi:
+        yield pi
+
+
+def block(language: str) -> str:
+    found = re.search(rf"```{language}\n(.*?)```", PAGE, re.DOTALL)
+    assert found
+    return found[1]
+
+
+def test_the_tables_are_those_of_the_code() -> None:
+    """docs/device is behind: run python docs/device/tables.py."""
+    pages = list(runpy.run_path(str(DOCS / "tables.py"))["pages"]())
+    assert len(pages) == 1 + len(PRESETS)
+    for path, text in pages:
+        assert path.read_text(encoding="utf-8") == text, path.name
+
+
+@pytest.mark.parametrize("tool", ["node", "go", "cc"])
+def test_an_example_gets_a_token(pi: Living, tool: str, tmp_path: Path) -> None:
+    """The documented program, unchanged, prints the token."""
+    if not shutil.which(tool):
+        pytest.skip(f"{tool} is not installed")
+    with pi.running():
+        pi.state("ok")
+        socket = f"{pi.runtime}/agent.sock"
+        command = {"node": node, "go": go, "cc": c}[tool](tmp_path, socket)
+        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
+        assert (done.stdout, done.stderr) == (pi.token(), "")
+
+
+def node(folder: Path, socket: str) -> list[str]:
+    (folder / "token.mjs").write_text(block("javascript"))
+    program = f"import {{ token }} from './token.mjs'; process.stdout.write(await token({socket!r}))"
+    (folder / "main.mjs").write_text(program)
+    return ["node", str(folder / "main.mjs")]
+
+
+def go(folder: Path, socket: str) -> list[str]:
+    (folder / "main.go").write_text(block("go"))
+    return ["go", "run", str(folder / "main.go"), socket]
+
+
+def c(folder: Path, socket: str) -> list[str]:
+    (folder / "main.c").write_text(block("c"))
+    strict = ["-std=c11", "-D_GNU_SOURCE", "-Wall", "-Wextra", "-Werror", "-O2"]
+    subprocess.run(["cc", *strict, "-o", str(folder / "main"), str(folder / "main.c")], check=True)
+    return [str(folder / "main"), socket]
+
+
+def test_the_rules_on_the_page_are_taken(tmp_path: Path) -> None:
+    """The [[local.allow]] example is read as two rules."""
+    found = re.search(r"```toml\n(.*?)```", (DOCS / "config.md").read_text(), re.DOTALL)
+    assert found
+    assert tomllib.loads(found[1])
+    (tmp_path / "config.toml").write_text(found[1])
+    _, rules = read_all(tmp_path / "config.toml", (), required=True)
+    assert [sorted(rule.value) for rule in rules] == [["audiences", "scopes", "user"], ["group", "scopes"]]
