@@ -41,7 +41,9 @@ MAX_ANSWER = 64 * 1024
 
 urllib3.disable_warnings(urllib3.exceptions.SystemTimeWarning)  # a wrong clock is named by us, as an error
 for _name in ("requests_oauthlib", "oauthlib", "urllib3"):
-    logging.getLogger(_name).setLevel(logging.INFO)  # at DEBUG they print assertions and tokens (G-03)
+    logging.getLogger(_name).setLevel(
+        logging.CRITICAL
+    )  # they print assertions, tokens, and answers they cannot read (G-03)
 
 _Result = TypeVar("_Result")
 _Session = TypeVar("_Session", bound=requests.Session)
@@ -278,12 +280,12 @@ def _translated(request: Callable[[], _Result]) -> _Result:
         raise
     except requests.exceptions.SSLError as error:
         raise TransportError(
-            "the server's certificate is not trusted, or TLS failed: " + _cause(error),
+            "the server's certificate is not trusted, or TLS failed: " + _words(error),
             reason="tls",
             hint="look at the clock (date), the name in server.issuer, and server.ca_file",
         ) from None
     except requests.exceptions.ProxyError as error:
-        raise TransportError("the proxy is of no help: " + _printable(str(_innermost(error))), reason="proxy") from None
+        raise TransportError("the proxy is of no help: " + _words(error), reason="proxy") from None
     except (requests.exceptions.InvalidSchema, InsecureTransportError):
         raise TransportError(
             "one of the addresses cannot be used: a server is reached by https, a proxy by http or https",
@@ -310,23 +312,28 @@ def _unreachable(error: Exception) -> TransportError:
 
 
 def _cause(error: BaseException) -> str:
-    """What the system or TLS gives as the reason. Of any other error only its kind: its text may quote the answer (G-01)."""
+    """What the system gives as the reason. Of any other error only its kind: its text may quote the answer (G-01)."""
     inner = _innermost(error)
-    return _printable(inner.strerror if isinstance(inner, OSError) and inner.strerror else type(inner).__name__)
+    return _words(inner) if isinstance(inner, OSError) and inner.strerror else type(inner).__name__
+
+
+def _words(error: BaseException) -> str:
+    """The words of an error that came before there was an answer to quote."""
+    inner = _innermost(error)
+    text = inner.strerror if isinstance(inner, OSError) and inner.strerror else str(inner)
+    return "".join(character if character.isprintable() else "?" for character in text)[:160]
 
 
 def _innermost(error: BaseException) -> BaseException:
     """The error itself, out of those that the libraries have wrapped around it."""
-    inner: BaseException = error
-    while (deeper := inner.__cause__ or inner.__context__ or getattr(inner, "reason", None)) and isinstance(
-        deeper, BaseException
-    ):
-        inner = deeper
-    return inner
+    while isinstance(deeper := _wrapped(error), BaseException):
+        error = deeper
+    return error
 
 
-def _printable(text: str) -> str:
-    return "".join(character if character.isprintable() else "?" for character in text)[:160]
+def _wrapped(error: BaseException) -> object:
+    context = None if error.__suppress_context__ else error.__context__
+    return error.__cause__ or context or getattr(error, "reason", None)
 
 
 def within(seconds: float, attempt: Callable[[], _Result]) -> _Result:
