@@ -274,7 +274,8 @@ def test_g03_m05_the_libraries_tell_nobody(caplog: pytest.LogCaptureFixture, cap
     """With every logger at DEBUG, neither assertion nor token appears, on success or failure."""
     caplog.set_level(logging.DEBUG)
     refusal = reply({"error": "invalid_grant"}, status=400)
-    for answer in (reply(), reply(status=500), refusal, reply(b"{", media="text/html")):
+    spilt = b"HTTP/1.1 200 OK\r\nno header but " + TOKEN.encode() + b"\r\n\r\n{}"
+    for answer in (reply(), reply(status=500), refusal, reply(b"{", media="text/html"), spilt):
         with serving(says(answer)) as server, contextlib.suppress(TransportError, OAuthError):
             fetch(server.url)
     logging.getLogger("anything").debug("the logs are caught")
