@@ -16,6 +16,7 @@ from typing import Any
 from pi_agent import __version__
 from pi_agent.errors import PiAgentError, QueryError
 from pi_agent.fleet import output
+from pi_agent.fleet.cli_server import add_authority, add_data, add_serve
 from pi_agent.fleet.commands import changes, devices, local, log, people
 from pi_agent.fleet.commands.common import say
 
@@ -61,6 +62,8 @@ def _queries(argv: Sequence[str]) -> list[str]:
     for word in argv:
         if words and words[-1] == "--sort":
             words[-1] = f"--sort={word}"
+        elif words[-1:] == ["device"] and word == "add":  # a device that is called so is found by name:add
+            words[-1] = "device-add"
         elif word[:1] == "-" and word[:2] != "--" and (":" in word or word[1:2] == "("):
             words.append(f" {word}")  # what begins with a space is no option to argparse, and the same to a query
         else:
@@ -91,7 +94,7 @@ def _parser() -> argparse.ArgumentParser:
         "--token-file", type=Path, metavar="FILE", help="the operator token for it (default: $PI_FLEET_TOKEN)"
     )
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    _add_serve(commands.add_parser("serve", help="run the server"))
+    add_serve(commands.add_parser("serve", help="run the server"))
     _add_questions(commands)
     for name, what in ACTIONS.items():
         _add_action(commands.add_parser(name, help=what, description=what.capitalize() + "."), name)
@@ -102,6 +105,8 @@ def _parser() -> argparse.ArgumentParser:
         _group(commands, "operator", "who may do what"), _group(commands, "token", "operator tokens, for programs")
     )
     _add_webhooks(_group(commands, "webhook", "who is told when a device waits, looks like a copy, or was revoked"))
+    add_authority(commands)
+    add_data(commands)
     _add_simulate(commands.add_parser("simulate", help="add devices that do not exist, for trying and load tests"))
     return parser
 
@@ -119,24 +124,6 @@ def _group(commands: Any, name: str, what: str) -> Any:
     return commands.add_parser(name, help=what, description=what.capitalize() + ".").add_subparsers(
         required=True, metavar="COMMAND"
     )
-
-
-def _add_serve(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--bind", metavar="HOST:PORT", help="where to listen (default 127.0.0.1:8080; port 0 is any)")
-    parser.add_argument(
-        "--issuer", metavar="URL", help="the name devices know it by, such as https://fleet.example.org"
-    )
-    parser.add_argument("--audience", help="whom access tokens are for (default: the issuer)")
-    parser.add_argument("--scopes", help="what a new device may ask for (default: device)")
-    parser.add_argument("--token-lifetime", metavar="SECONDS", help="life of an access token (default 1800)")
-    parser.add_argument(
-        "--no-rate-limit",
-        dest="rate_limit",
-        action="store_const",
-        const=False,
-        help="serve everybody as fast as they ask",
-    )
-    parser.set_defaults(run=local.serve)
 
 
 def _add_questions(commands: Any) -> None:

@@ -125,6 +125,16 @@ def refuse_newer(settings: Settings) -> None:
         )
 
 
+def pending(settings: Settings) -> list[str]:
+    """The migrations that wait to be applied. Raises ConfigError as ``refuse_newer`` does."""
+    from django.db import connection  # as above
+    from django.db.migrations.executor import MigrationExecutor
+
+    refuse_newer(settings)
+    executor = MigrationExecutor(connection)
+    return [migration.name for migration, _ in executor.migration_plan(executor.loader.graph.leaf_nodes())]
+
+
 def _lock_session(connection: Any, *, acquire: bool) -> None:
     """Servers that start together on one PostgreSQL migrate one after the other."""
     if connection.vendor == "postgresql":

@@ -55,10 +55,19 @@ def _create_secret(path: Path) -> None:
     with contextlib.suppress(FileExistsError):
         path.hardlink_to(draft)
     draft.unlink()
-    _sync_folder(path.parent)
+    sync_folder(path.parent)
 
 
-def _sync_folder(path: Path) -> None:
+def sync_file(path: Path) -> None:
+    """Wait until a file that somebody else has written is on disk."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def sync_folder(path: Path) -> None:
     descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
     try:
         os.fsync(descriptor)

@@ -31,7 +31,7 @@ def sign_in_link(arguments: argparse.Namespace) -> int:
 def operator_list(arguments: argparse.Namespace) -> int:
     answer = fleet_of(arguments).get("/operators")
     return printed(
-        arguments, answer, _table(answer["items"], {"name": "NAME", "role": "ROLE", "since": "SINCE", "by": "BY"})
+        arguments, answer, table(answer["items"], {"name": "NAME", "role": "ROLE", "since": "SINCE", "by": "BY"})
     )
 
 
@@ -65,7 +65,7 @@ def token_make(arguments: argparse.Namespace) -> int:
 def token_list(arguments: argparse.Namespace) -> int:
     answer = fleet_of(arguments).get("/tokens")
     names = ("prefix", "operator", "role", "note", "expires", "used", "revoked")
-    return printed(arguments, answer, _table(answer["items"], {name: name.upper() for name in names}))
+    return printed(arguments, answer, table(answer["items"], {name: name.upper() for name in names}))
 
 
 def token_revoke(arguments: argparse.Namespace) -> int:
@@ -86,7 +86,7 @@ def webhook_list(arguments: argparse.Namespace) -> int:
     answer = fleet_of(arguments).get("/webhooks")
     items = [item | {"events": " ".join(item["events"])} for item in answer["items"]]
     names = ("id", "url", "events", "waiting", "last_error")
-    return printed(arguments, answer, _table(items, {name: name.upper().replace("_", " ") for name in names}))
+    return printed(arguments, answer, table(items, {name: name.upper().replace("_", " ") for name in names}))
 
 
 def webhook_remove(arguments: argparse.Namespace) -> int:
@@ -95,7 +95,7 @@ def webhook_remove(arguments: argparse.Namespace) -> int:
     return printed(arguments, answer, "")
 
 
-def _table(items: list[dict[str, Any]], columns: dict[str, str]) -> str:
+def table(items: list[dict[str, Any]], columns: dict[str, str]) -> str:
     if not items:
         say("none")
         return ""

@@ -1,0 +1,182 @@
+"""Backup and restore of the SQLite database. A copy is whole or not there, and no revocation is lost without a word.
+
+A backup is a consistent snapshot through SQLite's backup interface, also while a server writes. What became stricter
+since a backup was taken (devices turned away, keys retired, tokens revoked, assertions used) would be forgotten by
+restoring it; ``losses`` finds that, and ``carry_over`` does it to the restored database, too.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+import sqlite3
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from pi_agent.errors import ConfigError, PiAgentError, UsageError
+from pi_agent.fleet import folder
+
+PAGES = 1000
+STRICT = "('rejected', 'quarantined', 'revoked')"
+
+
+class BackupError(PiAgentError):
+    """The file is no backup, or is damaged."""
+
+
+@dataclass(frozen=True, slots=True)
+class Losses:
+    """What a restore would forget: devices with the status they have now, kids of device and signing keys, jtis."""
+
+    devices: tuple[tuple[str, str], ...] = ()
+    device_keys: tuple[str, ...] = ()
+    signing_keys: tuple[str, ...] = ()
+    tokens: tuple[str, ...] = ()
+    used: int = 0
+
+    def __bool__(self) -> bool:
+        return bool(self.devices or self.device_keys or self.signing_keys or self.tokens)
+
+
+def backup(database: Path, target: Path) -> dict[str, int]:
+    """Copy the database to a new file, mode 0600. Answers what is in it. Raises UsageError when the file exists."""
+    if target.exists():
+        raise UsageError(f"{target} exists already", hint="name a new file")
+    draft = target.with_name(f".{target.name}-{secrets.token_hex(8)}")
+    try:
+        os.close(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600))
+        with _open(database) as source, closing(sqlite3.connect(draft)) as copy:
+            source.backup(copy, pages=PAGES, sleep=0.01)
+            copy.execute("PRAGMA journal_mode=DELETE")
+        found = check(draft)
+        folder.sync_file(draft)
+        target.hardlink_to(draft)  # unlike a rename it never replaces a file
+        folder.sync_folder(target.parent)
+    except (OSError, sqlite3.Error) as error:
+        raise ConfigError(f"cannot write the backup {target}: {_reason(error)}", path=str(target)) from error
+    finally:
+        draft.unlink(missing_ok=True)
+    return found
+
+
+def check(path: Path) -> dict[str, int]:
+    """What is in a backup: ``devices``, ``audit_lines``, and ``newest`` (seconds since 1970). Raises BackupError."""
+    try:
+        with _open(path) as copy:
+            if copy.execute("PRAGMA quick_check").fetchone() != ("ok",):
+                raise BackupError(f"{path} is damaged")
+            devices = copy.execute("SELECT count(*) FROM fleet_device").fetchone()[0]
+            lines, newest = copy.execute("SELECT count(*), coalesce(max(at), 0) FROM fleet_auditevent").fetchone()
+    except (OSError, sqlite3.Error) as error:
+        raise BackupError(f"{path} is no backup of a fleet: {_reason(error)}") from error
+    return {"devices": devices, "audit_lines": lines, "newest": newest}
+
+
+def losses(database: Path, copy: Path, *, now: int) -> Losses:
+    """What restoring ``copy`` over ``database`` would forget."""
+    if not database.exists():
+        return Losses()
+    with _open(database) as current:
+        current.execute("ATTACH ? AS copy", (f"{copy.absolute().as_uri()}?mode=ro",))
+        known = _tables(current)
+        return Losses(
+            devices=tuple(
+                current.execute(f"""
+                    SELECT now.client_id, now.status FROM fleet_device now JOIN copy.fleet_device old USING (client_id)
+                    WHERE now.status IN {STRICT} AND old.status <> now.status AND old.status NOT IN ('revoked')
+                    ORDER BY now.client_id""")  # noqa: S608  # constants
+            ),
+            device_keys=_column(current, _RETIRED.format(table="fleet_devicekey")),
+            signing_keys=_column(current, _RETIRED.format(table="fleet_signingkey")),
+            tokens=_column(current, _REVOKED, now) if "fleet_revokedtoken" in known else (),
+            used=current.execute(_USED, (now,)).fetchone()[0],
+        )
+
+
+_RETIRED = """
+    SELECT now.kid FROM {table} now JOIN copy.{table} old USING (kid)
+    WHERE now.retired_at IS NOT NULL AND old.retired_at IS NULL ORDER BY now.kid"""
+_REVOKED = """
+    SELECT jti FROM main.fleet_revokedtoken WHERE expires_at > ? AND jti NOT IN
+    (SELECT jti FROM copy.fleet_revokedtoken)"""
+_USED = "SELECT count(*) FROM main.fleet_usedassertion WHERE expires_at > ? - 60"
+
+
+def restore(database: Path, copy: Path, *, keep: Losses | None) -> Path | None:
+    """Put a backup in the place of the database, which is kept beside it. No server may run.
+
+    ``keep`` is carried over into what is restored. Answers where the database from before is now.
+    """
+    draft = database.with_name(f".{database.name}-{secrets.token_hex(8)}")
+    before = database.with_name(f"{database.name}.before-restore") if database.exists() else None
+    try:
+        os.close(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600))
+        with _open(copy) as source, closing(sqlite3.connect(draft)) as target:
+            source.backup(target)
+        if before is not None:
+            with closing(sqlite3.connect(draft, isolation_level=None, uri=True)) as target:
+                _carry_over(target, database, keep or Losses())
+            _close_log(database)
+            database.replace(before)
+        folder.sync_file(draft)
+        draft.replace(database)
+        folder.sync_folder(database.parent)
+    except (OSError, sqlite3.Error) as error:
+        raise ConfigError(f"cannot restore {copy}: {_reason(error)}", path=str(database)) from error
+    finally:
+        draft.unlink(missing_ok=True)
+    return before
+
+
+def _carry_over(target: sqlite3.Connection, database: Path, keep: Losses) -> None:
+    """Do to ``target`` what was done to ``database`` since. Used assertions always: nothing may be used twice."""
+    target.execute("ATTACH ? AS lost", (f"{database.absolute().as_uri()}?mode=ro",))
+    target.execute("BEGIN IMMEDIATE")
+    target.execute("""
+        INSERT INTO fleet_usedassertion (issuer, jti, expires_at)
+        SELECT issuer, jti, expires_at FROM lost.fleet_usedassertion WHERE true ON CONFLICT DO NOTHING""")
+    reason = "carried over by a restore"
+    target.executemany(
+        "UPDATE fleet_device SET status = ?, status_reason = ? WHERE client_id = ?",
+        [(status, reason, client_id) for client_id, status in keep.devices],
+    )
+    for table, kids in (("fleet_devicekey", keep.device_keys), ("fleet_signingkey", keep.signing_keys)):
+        target.executemany(
+            f"UPDATE {table} SET retired_at = (SELECT retired_at FROM lost.{table} WHERE kid = ?) WHERE kid = ?",  # noqa: S608  # constants
+            [(kid, kid) for kid in kids],
+        )
+    columns = "jti, device, revoked_at, expires_at"
+    target.executemany(
+        f"INSERT INTO fleet_revokedtoken ({columns}) SELECT {columns} FROM lost.fleet_revokedtoken WHERE jti = ?",  # noqa: S608  # the same
+        [(jti,) for jti in keep.tokens],
+    )
+    target.execute("COMMIT")
+    target.execute("DETACH lost")
+
+
+def _close_log(database: Path) -> None:
+    """Take the write-ahead log over into the database, so that the one file is all of it."""
+    with closing(sqlite3.connect(database)) as connection:
+        connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+        connection.execute("PRAGMA journal_mode=DELETE")
+
+
+@contextmanager
+def _open(path: Path) -> Iterator[sqlite3.Connection]:
+    """A database to read from; it must exist. The log beside it is read as well."""
+    with closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=rw", uri=True, timeout=10)) as connection:
+        yield connection
+
+
+def _tables(connection: sqlite3.Connection) -> set[str]:
+    return {name for (name,) in connection.execute("SELECT name FROM copy.sqlite_master WHERE type = 'table'")}
+
+
+def _column(connection: sqlite3.Connection, statement: str, *values: object) -> tuple[str, ...]:
+    return tuple(row[0] for row in connection.execute(statement, values))
+
+
+def _reason(error: Exception) -> str:
+    return (error.strerror or type(error).__name__) if isinstance(error, OSError) else str(error)

@@ -1,0 +1,159 @@
+"""``migrate``, ``backup``, ``restore`` and ``doctor``: commands about the database itself. They work without a server."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+import time
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pi_agent.errors import ConfigError, ConflictError, TransportError, UsageError
+from pi_agent.fleet import backup as backups
+from pi_agent.fleet import client, folder
+from pi_agent.fleet import settings as fleet_settings
+from pi_agent.fleet.backup import Losses
+from pi_agent.fleet.commands.common import count, say, settings_of
+from pi_agent.fleet.settings import Settings
+
+if TYPE_CHECKING:
+    from pi_agent.fleet.audit import Actor
+
+MOST_SHOWN = 20
+
+
+def migrate(arguments: argparse.Namespace) -> int:
+    """Bring the database to this version of the program."""
+    settings = _opened(settings_of(arguments))
+    fleet_settings.migrate()
+    say(f"{settings.database_name} is ready for this version")
+    return 0
+
+
+def backup(arguments: argparse.Namespace) -> int:
+    """Copy the database to a file, also while the server runs."""
+    settings = settings_of(arguments)
+    _sqlite_only(settings, f"pg_dump --format=custom --file={arguments.file} {settings.database_name}")
+    if not settings.database.exists():
+        raise TransportError(f"there is no fleet in {settings.data}", reason="absent", hint="pi-fleet --data DIR ...")
+    found = backups.backup(settings.database, arguments.file)
+    say(f"{count(found['devices'])} and {count(found['audit_lines'], 'line')} of the audit log are in {arguments.file}")
+    say("keep it as secret as the fleet: it holds the signing keys" + (", sealed" if settings.key_secret else ""))
+    if arguments.json:
+        _print({"schema": "pi-fleet.backup/1", "file": str(arguments.file), **found})
+    return 0
+
+
+def restore(arguments: argparse.Namespace) -> int:
+    """Put a backup in the place of the database."""
+    settings = settings_of(arguments)
+    _sqlite_only(settings, f"pg_restore --clean --if-exists --dbname={settings.database_name} {arguments.file}")
+    folder.prepare(settings.data)
+    lock = folder.take_lock(settings.lock)  # no server may run
+    now = int(time.time())
+    found, lost = backups.check(arguments.file), backups.losses(settings.database, arguments.file, now=now)
+    say(f"the backup holds {count(found['devices'])}; its newest line in the audit log is of {_utc(found['newest'])}")
+    _tell(lost)
+    if lost and not (arguments.keep_revocations or arguments.forget_revocations):
+        raise ConflictError(
+            "the restore would forget what was revoked since",
+            hint="add --keep-revocations to do it again, or --forget-revocations",
+        )
+    before = backups.restore(settings.database, arguments.file, keep=lost if arguments.keep_revocations else None)
+    _record(_opened(settings), arguments, now)
+    os.close(lock)
+    if before is not None:
+        say(f"the database from before is {before}")
+    else:
+        say("assertions that were used since the backup could be used once more: wait 5 minutes before serving")
+    if arguments.json:
+        _print({"schema": "pi-fleet.restore/1", **found, "lost": asdict(lost)})
+    return 0
+
+
+def doctor(arguments: argparse.Namespace) -> int:
+    """Say what is wrong, and what to do about it."""
+    from pi_agent.fleet.doctor import examine  # it looks at more than a command otherwise needs
+
+    settings, now = settings_of(arguments), int(time.time())
+    if arguments.accept_clock:
+        return _accept_clock(settings, now)
+    if not settings.shares_database and not settings.database.exists():
+        raise TransportError(f"there is no fleet in {settings.data}", reason="absent", hint="pi-fleet --data DIR serve")
+    _opened(settings)
+    findings = list(examine(settings, now=now))
+    if arguments.json:
+        _print({"schema": "pi-fleet.doctor/1", "findings": [asdict(finding) for finding in findings]})
+    else:
+        for finding in findings:
+            sys.stdout.write(f"{finding.state:<8} {finding.name}: {finding.what}\n")
+            if finding.hint:
+                sys.stdout.write(f"{'':<8} hint: {finding.hint}\n")
+    return 1 if any(finding.state == "problem" for finding in findings) else 0
+
+
+def _accept_clock(settings: Settings, now: int) -> int:
+    """The clock was wrong once, and is right now: times in the future become now."""
+    _opened(settings)
+    from pi_agent.fleet import audit  # models exist only once Django is set up
+    from pi_agent.fleet.audit import Event
+    from pi_agent.fleet.models import Device
+
+    changed = Device.objects.filter(auth_at__gt=now).update(auth_at=now, seen_at=now)
+    audit.record([Event("clock.accept", detail={"devices": changed})], actor=_me(), now=now)
+    say(f"{count(changed)} had authenticated in the future; now that is the past")
+    return 0
+
+
+def _opened(settings: Settings) -> Settings:
+    """Django, set up for the settings of a command that works on the database itself."""
+    os.umask(0o077)
+    folder.prepare(settings.data)
+    try:
+        fleet_settings.configure(settings)
+    except ModuleNotFoundError as error:
+        raise ConfigError(f"this needs {error.name}, which is not installed", hint=client.EXTRA) from error
+    return settings
+
+
+def _record(settings: Settings, arguments: argparse.Namespace, now: int) -> None:
+    fleet_settings.migrate()
+    from pi_agent.fleet import audit  # models exist only once Django is set up
+    from pi_agent.fleet.audit import Event
+
+    detail = {"file": Path(arguments.file).name, "kept_revocations": arguments.keep_revocations}
+    audit.record([Event("database.restore", detail=detail)], actor=_me(), now=now)
+
+
+def _me() -> Actor:
+    from pi_agent.fleet.audit import Actor  # the same
+
+    return Actor(folder.user_name(os.geteuid()), "pi-fleet")
+
+
+def _sqlite_only(settings: Settings, command: str) -> None:
+    if settings.shares_database:
+        raise UsageError("PostgreSQL has its own tools for this", hint=command)
+
+
+def _tell(lost: Losses) -> None:
+    """What the restore would forget, in words."""
+    for client_id, status in lost.devices[:MOST_SHOWN]:
+        say(f"since then {client_id} was {status}")
+    if len(lost.devices) > MOST_SHOWN:
+        say(f"and {len(lost.devices) - MOST_SHOWN} devices more were turned away")
+    for kid in (*lost.device_keys, *lost.signing_keys)[:MOST_SHOWN]:
+        say(f"since then the key {kid} was retired")
+    if lost.tokens:
+        say(f"since then {count(len(lost.tokens), 'token')} that would still be good were revoked")
+
+
+def _utc(seconds: int) -> str:
+    return time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime(seconds))
+
+
+def _print(members: dict[str, object]) -> None:
+    sys.stdout.write(json.dumps(members, indent=2) + "\n")
