@@ -24,6 +24,7 @@ from django.db import connections
 from pi_agent.errors import OAuthError
 from pi_agent.fleet import enrollment, health, introspection, rotation
 from pi_agent.fleet.clerk import BUG, FAILED, MAX_WAITING, Clerk, log
+from pi_agent.fleet.pages import static_files
 from pi_agent.fleet.sources import client_behind, networks
 from pi_agent.fleet.tokens import Authority, load_authority
 from pi_agent.fleet.web import (
@@ -100,6 +101,8 @@ class Application:
             return await reply(send, await self.clerk.answer(self._request(scope, headers, body)), method)
         if path in self.reading:
             return await reply(send, self.reading[path]() if method in ("GET", "HEAD") else READ_ONLY, method)
+        if path.startswith(static_files.PREFIX):
+            return await reply(send, static_files.answer(method, path, headers), method)
         if path in self.blocking:
             return await reply(
                 send, await self._in_thread(self.blocking[path], self._request(scope, headers, body)), method
