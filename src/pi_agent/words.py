@@ -38,14 +38,14 @@ CODE_LENGTH = 8
 CODE_BYTES = slice(0, 5)
 WORD_BYTES = slice(5, 13)
 
-_DIGITS = "0123456789ABCDEFGHJKMNPQRSTVWXYZ"
+DIGITS = "0123456789ABCDEFGHJKMNPQRSTVWXYZ"
 _SLIPS = str.maketrans({"I": "1", "L": "1", "O": "0", "-": "", " ": ""})
 
 
 def code(kid: str) -> str:
     """The short code of a key by its ``kid``, such as ``7QK2-0XWM``. Raises MalformedTokenError for what is no thumbprint."""
     number = int.from_bytes(b64url_decode(kid)[CODE_BYTES], "big")
-    digits = "".join(_DIGITS[number >> shift & 31] for shift in range(35, -1, -5))
+    digits = "".join(DIGITS[number >> shift & 31] for shift in range(35, -1, -5))
     return f"{digits[:4]}-{digits[4:]}"
 
 
@@ -57,6 +57,6 @@ def words(kid: str) -> tuple[str, ...]:
 def read_code(text: str) -> str:
     """The code as ``code`` writes it, from how somebody typed it. Raises UsageError."""
     digits = text.upper().translate(_SLIPS)
-    if not text.isascii() or len(digits) != CODE_LENGTH or any(digit not in _DIGITS for digit in digits):
+    if not text.isascii() or len(digits) != CODE_LENGTH or any(digit not in DIGITS for digit in digits):
         raise UsageError(f"{text!r} is not a code", hint="it looks like 7QK2-0XWM; the Pi shows it: pi-agent key show")
     return f"{digits[:4]}-{digits[4:]}"

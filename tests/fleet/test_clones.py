@@ -64,10 +64,10 @@ def test_f08_two_boards_from_one_card_are_noticed_within_two_periods(make: Make,
     assert copy.refresh()["outcome"] == "token"
     tick(board, 500)
     assert board.refresh()["outcome"] == "token"
-    assert events("device.cloned") == 1
+    assert events("device.clone") == 1
     device = Device.objects.get()
     assert (device.status, device.flag) == ("approved", clones.CLONED)
-    detail = AuditEvent.objects.get(action="device.cloned").detail
+    detail = AuditEvent.objects.get(action="device.clone").detail
     assert "192.0.2.1" in detail
     assert "198.51.100.7" in detail
 
@@ -134,7 +134,7 @@ def test_a_copy_cannot_hide_behind_its_clock(make: Make, tmp_path: Path) -> None
         if second in (PERIOD, 2 * PERIOD):
             assert board.refresh()["outcome"] == "token"
         tick(board, 1)
-    assert events("device.cloned") >= 1
+    assert events("device.clone") >= 1
 
 
 def test_leaving_the_boot_out_is_no_way_around(make: Make, tmp_path: Path) -> None:
@@ -153,7 +153,7 @@ def test_leaving_the_boot_out_is_no_way_around(make: Make, tmp_path: Path) -> No
 
 
 def no_alarm() -> bool:
-    return not AuditEvent.objects.filter(action__in=("device.cloned", "device.many-boots")).exists()
+    return not AuditEvent.objects.filter(action__in=("device.clone", "device.many-boots")).exists()
 
 
 def test_ra35_lost_answers_are_no_copies(make: Make) -> None:
@@ -220,7 +220,7 @@ def test_a_storm_of_boots_is_an_event_of_its_own(make: Make) -> None:
         assert board.refresh()["outcome"] == "token"
         tick(board, 60)
     assert events("device.many-boots") == 1
-    assert events("device.cloned") == 0
+    assert events("device.clone") == 0
 
 
 def test_boots_are_forgotten_in_time(make: Make) -> None:

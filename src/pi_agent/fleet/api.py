@@ -15,7 +15,7 @@ from ninja.errors import AuthenticationError, HttpError, ValidationError
 from pi_agent.errors import ConflictError, PiAgentError, QueryError, UnknownDeviceError, UsageError
 from pi_agent.fleet.access import ForbiddenError
 from pi_agent.fleet.changes import StaleError
-from pi_agent.fleet.rest import authority, devices, log, people
+from pi_agent.fleet.rest import authority, devices, enrolling, log, people
 from pi_agent.fleet.rest.common import Needs, TooOftenError, around, problem
 
 STATUSES: tuple[tuple[type[PiAgentError], int], ...] = (
@@ -36,7 +36,7 @@ api = NinjaAPI(
     description="Which boards there are, which of them authenticated when, and what may become of them.",
 )
 api.add_decorator(around, mode="view")
-for part in (authority, devices, log, people):
+for part in (authority, devices, enrolling, log, people):
     api.add_router("", part.router)
 
 

@@ -31,6 +31,7 @@ MAX_IDS = 1000
 MAX_TAG = 64
 PREVIEW_SECONDS = 3600
 BATCH = 500
+TAGGED, ROTATION = "tagged", "asked for a new key"  # what becomes of a device whose status stays
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,11 +148,11 @@ def preview(name: str, chosen: Chosen, *, now: int) -> Change:
     return Change(target.meaning, action.target, target.rows.count(), count, shown, target.selection())
 
 
-def preview_tag(chosen: Chosen, *, now: int) -> Change:
-    """Which devices would be tagged."""
+def preview_of_any(what: str, chosen: Chosen, *, now: int) -> Change:
+    """Which devices would be changed by what can be done to a device in any status."""
     target = chosen.resolve(now)
     shown, count = list(target.rows.prefetch_related("keys", "tags")[:MAX_SHOWN]), target.rows.count()
-    return Change(target.meaning, "tagged", count, count, shown, target.selection())
+    return Change(target.meaning, what, count, count, shown, target.selection())
 
 
 def act(name: str, chosen: Chosen, *, reason: str, actor: Actor, now: int) -> Change:
@@ -163,12 +164,25 @@ def act(name: str, chosen: Chosen, *, reason: str, actor: Actor, now: int) -> Ch
     def edit(rows: list[Device]) -> tuple[list[Device], list[dict[str, object]]]:
         willing = [row for row in rows if row.status in action.sources]
         values: dict[str, Any] = {"status": action.target, "status_reason": reason}
-        values |= {} if action.target == "approved" else {"due_at": None}
+        values |= {"flag": ""} if action.target == "approved" else {"due_at": None}  # somebody has looked twice
         for batch in _batches(willing):
             Device.objects.filter(pk__in=[row.pk for row in batch]).update(**values)
         return willing, [{"from": row.status, "to": action.target, "reason": reason} for row in willing]
 
     return _change(f"device.{name}", action.target, chosen, edit, actor=actor, now=now)
+
+
+def rotate_keys(chosen: Chosen, *, reason: str, actor: Actor, now: int) -> Change:
+    """Ask devices for new keys: each is told with its next token. Raises as ``act`` does."""
+    if not reason:
+        raise UsageError("an action needs a reason", hint="say why, with --reason; it is kept in the audit log")
+
+    def edit(rows: list[Device]) -> tuple[list[Device], list[dict[str, object]]]:
+        for batch in _batches(rows):
+            Device.objects.filter(pk__in=[row.pk for row in batch]).update(rotation_at=now)
+        return rows, [{"reason": reason}] * len(rows)
+
+    return _change("device.rotate-key", ROTATION, chosen, edit, actor=actor, now=now)
 
 
 def tag(chosen: Chosen, *, add: Iterable[str], remove: Iterable[str], reason: str, actor: Actor, now: int) -> Change:
@@ -183,7 +197,7 @@ def tag(chosen: Chosen, *, add: Iterable[str], remove: Iterable[str], reason: st
         detail: dict[str, object] = {"added": list(new.values()), "removed": list(old.values()), "reason": reason}
         return rows, [detail] * len(rows)
 
-    return _change("device.tag", "tagged", chosen, edit, actor=actor, now=now)
+    return _change("device.tag", TAGGED, chosen, edit, actor=actor, now=now)
 
 
 def _tag(text: str) -> str:
@@ -239,6 +253,11 @@ def _hold(target: Target, chosen: Chosen) -> list[Device]:
     if chosen.version and (len(rows) != 1 or version(rows[0]) != chosen.version):
         raise StaleError("the device was changed since you looked at it", hint="look at it again")
     return rows
+
+
+def refused(name: str, why: str, *, actor: Actor, now: int) -> None:
+    """Note that somebody was not allowed an action."""
+    audit.record([Event(f"device.{name}", "", "refused", {"why": why})], actor=actor, now=now)
 
 
 def _batches(rows: Iterable[Device]) -> Iterator[list[Device]]:

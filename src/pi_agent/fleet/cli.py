@@ -17,7 +17,7 @@ from pi_agent import __version__
 from pi_agent.errors import PiAgentError, QueryError
 from pi_agent.fleet import output
 from pi_agent.fleet.cli_server import add_authority, add_data, add_serve
-from pi_agent.fleet.commands import changes, devices, local, log, people
+from pi_agent.fleet.commands import changes, devices, enrolling, local, log, people
 from pi_agent.fleet.commands.common import say
 
 ACTIONS = {
@@ -99,6 +99,7 @@ def _parser() -> argparse.ArgumentParser:
     for name, what in ACTIONS.items():
         _add_action(commands.add_parser(name, help=what, description=what.capitalize() + "."), name)
     _add_tag(commands.add_parser("tag", help="give tags to devices, and take them away"))
+    enrolling.add_commands(commands, _add_confirmation)
     _add_log(commands)
     _add_tokens(commands)
     _add_people(

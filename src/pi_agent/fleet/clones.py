@@ -77,7 +77,7 @@ def watch(verified: VerifiedAssertion, past: Past, *, source: str, now: int, pol
         here = {"boot": verified.boot[:8], "source": source, "first": before.first_at, "last": now}
         there = {"boot": str(past.boot)[:8], "source": past.source, "first": past.first_at, "last": past.auth_at}
         return _alarm(
-            device, "device.cloned", CLONED, {"here": here, "there": there}, source=source, now=now, policy=policy
+            device, "device.clone", CLONED, {"here": here, "there": there}, source=source, now=now, policy=policy
         )
     if device.boots.filter(first_at__gt=now - HOUR).count() == STORM:
         detail = {"boots": STORM, "seconds": HOUR}

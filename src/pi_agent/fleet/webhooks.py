@@ -39,6 +39,7 @@ EVENTS = {
     "device.enrolled": "pending",
     "device.same-serial": "clone",
     "device.clone": "clone",
+    "device.retired-key": "clone",
     "device.board-changed": "clone",
     "device.revoke": "revoked",
     "device.quarantine": "quarantined",

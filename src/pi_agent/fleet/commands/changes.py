@@ -20,6 +20,7 @@ from pi_agent.fleet.commands.common import confirmed, count, fleet_of, say
 from pi_agent.fleet.progress import Progress
 
 DEVICE_ID = re.compile(r"pi-[0-9a-f]{16}")
+CODE = re.compile(r"[0-9A-Za-z]{4}-[0-9A-Za-z]{4}")
 AT_ONCE = 1000
 STEP = 500
 SHOWN = 20
@@ -43,7 +44,7 @@ def tag(arguments: argparse.Namespace) -> int:
 
 def _change(arguments: argparse.Namespace, action: str, query: str, more: dict[str, Any]) -> int:
     fleet = fleet_of(arguments)
-    query = f"id:{query}" if DEVICE_ID.fullmatch(query) else query
+    query = _named(fleet, query)
     path, request = f"/devices/{action}", {"query": query, "reason": arguments.reason, **more}
     preview = fleet.post(path, request | {"dry_run": True})
     _show(preview)
@@ -60,6 +61,13 @@ def _change(arguments: argparse.Namespace, action: str, query: str, more: dict[s
     names = "".join(f"{device['id']}\n" for device in change["changed"])
     sys.stdout.write(json.dumps(change, indent=2) + "\n" if arguments.json else names)
     return 0
+
+
+def _named(fleet: client.Fleet, text: str) -> str:
+    """The query for what may also be the id of a device, or the code that its key shows."""
+    if CODE.fullmatch(text):
+        text = fleet.get("/pending", code=text)["items"][0]["id"]
+    return f"id:{text}" if DEVICE_ID.fullmatch(text) else text
 
 
 def _show(preview: dict[str, Any]) -> None:

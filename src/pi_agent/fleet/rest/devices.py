@@ -157,11 +157,20 @@ def tag_devices(request: HttpRequest, body: TagRequest) -> dict[str, Any]:
     """Give tags to the devices of a query, and take others away."""
     chosen = _chosen(request, body)
     if body.dry_run:
-        return _answer(changes.preview_tag(chosen, now=now()), dry_run=True)
+        return _answer(changes.preview_of_any(changes.TAGGED, chosen, now=now()), dry_run=True)
     change = changes.tag(
         chosen, add=body.add, remove=body.remove, reason=one_line(body.reason), actor=actor_of(request), now=now()
     )
     return _answer(change)
+
+
+@router.post("/devices/rotate-key", **needs("approver"))
+def rotate_keys(request: HttpRequest, body: ChangeRequest) -> dict[str, Any]:
+    """Ask the devices of a query for new keys. Each is told with its next token, and goes on with its old one until then."""
+    chosen = _chosen(request, body)
+    if body.dry_run:
+        return _answer(changes.preview_of_any(changes.ROTATION, chosen, now=now()), dry_run=True)
+    return _answer(changes.rotate_keys(chosen, reason=one_line(body.reason), actor=actor_of(request), now=now()))
 
 
 @router.get("/devices/{device_id}", **needs("reader"))
@@ -181,7 +190,7 @@ def _chosen(request: HttpRequest, body: ChangeRequest) -> Chosen:
 
 
 def _answer(change: Change, *, dry_run: bool = False) -> dict[str, Any]:
-    status = {} if change.target == "tagged" else {"status": change.target}
+    status = {} if change.target in (changes.TAGGED, changes.ROTATION) else {"status": change.target}
     return {
         "schema": "pi-fleet.change/1",
         "meaning": change.meaning,

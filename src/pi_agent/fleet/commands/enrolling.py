@@ -1,0 +1,89 @@
+"""``pending``, ``preauthorise`` and ``rotate-key``: devices on their way in, and their keys."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from pi_agent.errors import UsageError
+from pi_agent.fleet import output
+from pi_agent.fleet.commands import changes
+from pi_agent.fleet.commands.common import count, fleet_of, printed, say, seconds
+from pi_agent.fleet.lists import read_csv
+
+AT_ONCE = 200
+
+
+def add_commands(commands: Any, add_confirmation: Callable[[argparse.ArgumentParser], None]) -> None:
+    """The names and options of this file's commands."""
+    parser = commands.add_parser("pending", help="devices that wait for approval, and why")
+    parser.add_argument("code", nargs="?", default="", metavar="CODE", help="the one that shows this code")
+    parser.add_argument("--json", action="store_true", help="as JSON")
+    parser.set_defaults(run=pending)
+    parser = commands.add_parser("preauthorise", help="approve boards or keys of a list before they come")
+    parser.add_argument("file", nargs="?", metavar="FILE", help="CSV with a line of names: serial,key,name; - is stdin")
+    parser.add_argument("--ttl", default="90d", metavar="AGE", help="how long a line waits for its board (default 90d)")
+    parser.add_argument("--json", action="store_true", help="as JSON")
+    parser.set_defaults(run=preauthorise)
+    parser = commands.add_parser("rotate-key", help="ask devices for new keys")
+    parser.add_argument("query", nargs="+", metavar="QUERY", help="a query, or the id of a device")
+    add_confirmation(parser)
+    parser.set_defaults(run=changes.act, action="rotate-key")
+
+
+def pending(arguments: argparse.Namespace) -> int:
+    """3 when nobody waits."""
+    answer = fleet_of(arguments).get("/pending", code=arguments.code)
+    say(
+        f"{count(answer['total'])} waiting for approval"
+        if not arguments.code
+        else f"the device with code {arguments.code}"
+    )
+    printed(arguments, answer, "\n".join(map(_card, answer["items"])))
+    return 0 if answer["items"] else 3
+
+
+def _card(item: dict[str, Any]) -> str:
+    board = f"{item['model_name'] or item['model'] or 'unknown model'}, {output.memory(item['memory_mib'])}"
+    rows = [
+        ("device", f"{item['id']}  {item['name']}"),
+        ("board", f"{board}, revision {item['revision'] or 'unknown'}, serial {item['serial'] or 'unknown'}"),
+        ("code", item["code"]),
+        ("words", item["words"]),
+        ("from", f"{item['source'] or 'unknown'}, {item['created']}"),
+        *(("look at", sentence) for sentence in item["why"]),
+        ("next", f"pi-fleet approve {item['id']}    (when the Pi shows the same code and words)"),
+    ]
+    return "".join(f"{name:<9}{output.plain(str(value))}\n" for name, value in rows)
+
+
+def preauthorise(arguments: argparse.Namespace) -> int:
+    """Send a list, or show what waits."""
+    fleet = fleet_of(arguments, create=True)
+    if arguments.file is None:
+        answer = fleet.get("/preauthorisations")
+        say(f"{count(answer['total'], 'line')} waiting for a board")
+        lines = (
+            f"{item['serial'] or item['key']}  {item['name']}  until {item['expires']}\n" for item in answer["items"]
+        )
+        return printed(arguments, answer, "".join(output.plain(line.rstrip()) + "\n" for line in lines))
+    rows, ttl = _read(arguments.file), seconds(arguments.ttl)
+    new, answer = 0, {}
+    for start in range(0, len(rows), AT_ONCE):
+        answer = fleet.post("/preauthorisations", {"lines": rows[start : start + AT_ONCE], "ttl": ttl})
+        new += answer["new"]
+    if not rows:
+        raise UsageError("the list has no lines", hint="serial,key,name")
+    say(f"{count(len(rows), 'line')}, {new} of them new; each is good for one board until {answer['expires']}")
+    return printed(arguments, answer | {"lines": len(rows), "new": new}, "")
+
+
+def _read(name: str) -> list[dict[str, str]]:
+    try:
+        text = sys.stdin.read() if name == "-" else Path(name).read_text("utf-8-sig")
+    except (OSError, ValueError) as error:
+        raise UsageError(f"cannot read {name}: {error}") from error
+    return [{"serial": line.serial, "key": line.key, "name": line.name} for line in read_csv(text.splitlines())]
