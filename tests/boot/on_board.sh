@@ -49,7 +49,7 @@ first() {
     tar -C /opt/recorded -c . | gzip -9 | base64
     echo "BOARD-TEST-RECORDED-END"
     # Whoever sets up a board has it online, and so on time; afterwards the agent has to cope.
-    date -u -s "@$now" >/dev/null
+    date -u -s "@$((now + $(cut -d. -f1 /proc/uptime)))" >/dev/null
     begin=$(uptime_s)
     pi-agent setup "$(cat /opt/url)" --ca-file /etc/ssl/boot-test-ca.pem --enrollment-token-file /opt/enrollment-token || end 1
     figure "pi-agent setup $(echo "$(uptime_s) $begin" | awk '{print $1 - $2}') s"
