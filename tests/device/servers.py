@@ -21,6 +21,13 @@ from cryptography.hazmat.primitives.asymmetric import ec
 
 TOKEN = "canary-access-token-4711"  # what the tests look for where it must not be
 DATE = "Sat, 21 Nov 2026 12:00:00 GMT"
+# What Python 3.13 wants to see in a CA's certificate (VERIFY_X509_STRICT).
+FOR_SIGNING = (
+    x509.BasicConstraints(ca=True, path_length=0),
+    x509.KeyUsage(
+        False, False, False, False, False, key_cert_sign=True, crl_sign=True, encipher_only=False, decipher_only=False
+    ),
+)
 
 
 @dataclass
@@ -138,9 +145,7 @@ class Authority:
         self._folder = folder
         self._key = ec.generate_private_key(ec.SECP256R1())
         self._name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "Afternoon CA")])
-        certificate = self._sign(
-            self._name, self._key.public_key(), x509.BasicConstraints(ca=True, path_length=0), days=1
-        )
+        certificate = self._sign(self._name, self._key.public_key(), *FOR_SIGNING, days=1)
         self.ca_file = folder / "ca.pem"
         self.ca_file.write_bytes(certificate.public_bytes(serialization.Encoding.PEM))
 
@@ -164,9 +169,9 @@ class Authority:
         context.load_cert_chain(pem)
         return context
 
-    def _sign(self, subject: x509.Name, key: Any, extension: x509.ExtensionType, *, days: int) -> x509.Certificate:
+    def _sign(self, subject: x509.Name, key: Any, *extensions: x509.ExtensionType, days: int) -> x509.Certificate:
         now = datetime.datetime.now(datetime.UTC)
-        return (
+        builder = (
             x509.CertificateBuilder()
             .subject_name(subject)
             .issuer_name(self._name)
@@ -174,8 +179,9 @@ class Authority:
             .serial_number(x509.random_serial_number())
             .not_valid_before(now - datetime.timedelta(days=2))
             .not_valid_after(now + datetime.timedelta(days=days))
-            .add_extension(extension, critical=False)
             .add_extension(x509.SubjectKeyIdentifier.from_public_key(key), critical=False)
             .add_extension(x509.AuthorityKeyIdentifier.from_issuer_public_key(self._key.public_key()), critical=False)
-            .sign(self._key, hashes.SHA256())
         )
+        for extension in extensions:
+            builder = builder.add_extension(extension, critical=extension in FOR_SIGNING)
+        return builder.sign(self._key, hashes.SHA256())
