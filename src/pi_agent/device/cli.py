@@ -43,8 +43,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         return 130
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # the reader has left; nothing more to say to it
-        return 1
+        return _stop_writing()  # the reader has left; nothing more to say to it
+    except OSError as error:
+        where = f"{error.filename}: " if error.filename else ""
+        return _stop_writing(_report(PiAgentError(f"{where}{error.strerror or error}"), args))
     return code
 
 
@@ -68,6 +70,12 @@ def _parser(arguments: list[str]) -> argparse.ArgumentParser:
         subparser = subparsers.add_parser(name, help=module.HELP, description=module.HELP)
         module.add_arguments(subparser)
     return parser
+
+
+def _stop_writing(code: int = 1) -> int:
+    """Point standard output to nowhere, so that the interpreter's own last flush cannot fail."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+    return code
 
 
 def _command(name: str) -> ModuleType:
