@@ -21,7 +21,8 @@ from pi_agent.fleet import output
 DEVICE = {
     "id": "pi-0000000000000001", "name": "kitchen", "status": "pending", "status_reason": "", "flag": "", "model": "2B",
     "model_name": "Raspberry Pi 2 Model B", "memory_mib": 1024, "serial": "00000000c0ffee01", "revision": "a01041",
-    "pcb_revision": "1.1", "soc": "BCM2836", "maker": "Sony UK", "simulated": False, "agent": "0.1.0", "key": "file", "keys": [], "late": None,
+    "pcb_revision": "1.1", "soc": "BCM2836", "maker": "Sony UK", "simulated": False, "agent": "0.1.0", "key": "file", "keys": [],
+    "late": None,
     "overvoltage": False, "warranty": False,
     "tags": [], "scope": "device", "created": "2026-11-20T00:00:00Z", "auth": None, "seen": None, "refused": None, "refused_reason": "",
 }  # fmt: skip

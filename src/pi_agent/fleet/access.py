@@ -9,6 +9,7 @@ shown once only; a device's token is another kind of thing and opens nothing her
 from __future__ import annotations
 
 import hashlib
+import re
 import secrets
 from dataclasses import dataclass
 
@@ -28,6 +29,7 @@ ROLES = {
     "approver": "decides about devices: approves, rejects, quarantines, releases, tags, hands out enrollment tokens",
     "admin": "does everything, also what cannot be taken back: revokes, and decides about operators",
 }
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._@-]{0,63}", re.ASCII)
 RANK = {role: rank for rank, role in enumerate(ROLES)}
 TOKEN_MARK = "pfo_"  # noqa: S105  # what every operator token begins with, so that a leaked one is recognised
 MAX_TOKEN_SECONDS = 366 * 86400
@@ -75,6 +77,13 @@ def caller_of(request: HttpRequest, now: int) -> Caller | None:
         role = role_of(request.user.get_username())
         return Caller(request.user.get_username(), role, source, by_cookie=True) if role else None
     return None
+
+
+def check_name(name: str) -> str:
+    """A name that an operator can have. Raises UsageError."""
+    if not NAME.fullmatch(name):
+        raise UsageError(f"{name[:40]!r} cannot name an operator", hint="use letters, digits and ._@-")
+    return name
 
 
 def role_of(name: str) -> str | None:

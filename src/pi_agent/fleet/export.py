@@ -9,7 +9,7 @@ from __future__ import annotations
 import csv
 import io
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from pi_agent import query as query_language
@@ -23,6 +23,7 @@ from pi_agent.fleet.selection import COLUMNS, bounds, condition, opaque
 
 BATCH = 2000
 SHOWN = COLUMNS | {"name": "name", "model": "model"}  # what is shown; COLUMNS has the folded text beside it
+TIMES = frozenset(name for name, field in FIELDS.items() if field.kind == "time")
 FORMS = {"csv": "text/csv; charset=utf-8", "jsonl": "application/jsonl"}
 
 
@@ -72,21 +73,15 @@ def _tags(keys: list[int]) -> dict[int, list[str]]:
 
 
 def _row(names: Sequence[str], row: Sequence[Any], tags: dict[int, list[str]], now: int) -> list[Any]:
-    values = iter(row[2:])
-    return [tags.get(row[0], []) if name == "tag" else VALUES[name](next(values), now) for name in names]
-
-
-def _late(due: int | None, now: int) -> bool | None:
-    return None if due is None else due < now
-
-
-def _value(name: str) -> Callable[[Any, int], Any]:
-    if name == "late":
-        return _late
-    return (lambda value, now: rfc3339(value)) if FIELDS[name].kind == "time" else (lambda value, now: value)
-
-
-VALUES = {name: _value(name) for name in FIELDS}
+    values = list(row[2:])
+    for place, name in enumerate(names):
+        if name == "tag":
+            values.insert(place, tags.get(row[0], []))
+        elif name == "late":
+            values[place] = None if values[place] is None else values[place] < now
+        elif name in TIMES:
+            values[place] = rfc3339(values[place])
+    return values
 
 
 def _csv(names: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:

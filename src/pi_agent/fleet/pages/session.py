@@ -16,8 +16,10 @@ from django.views.decorators.http import require_POST
 from pi_agent.fleet import audit
 from pi_agent.fleet.asgi import source_of
 from pi_agent.fleet.audit import Actor, Event
+from pi_agent.fleet.rates import Rate
 from pi_agent.fleet.signin import spend_link
 
+TRIES = Rate(limit=30, seconds=60)  # of one address; a link has 192 random bits, this only keeps the log small
 BACKEND = "django.contrib.auth.backends.ModelBackend"
 WRONG = "This link was used before, or is older than 15 minutes."
 
@@ -27,14 +29,17 @@ def sign_in(request: HttpRequest, token: str = "") -> HttpResponse:
     token = token or request.POST.get("code", "").strip().rpartition("/")[2]
     if request.method != "POST":
         return render(request, "sign_in.html", {"token": token, "next": request.GET.get("next", "")})
-    now = int(time.time())
+    now, source = int(time.time()), source_of(request.scope)  # type: ignore[attr-defined]  # an ASGIRequest has a scope
+    state = TRIES.count(source, time.monotonic())
+    if state.wait:
+        return render(request, "sign_in.html", {"problem": f"Too many tries. Wait {state.wait} seconds."}, status=429)
     operator = spend_link(token, now=now)
     if operator is None:
+        audit.record([Event("operator.sign-in", "", "refused")], actor=Actor("somebody", source), now=now)
         return render(request, "sign_in.html", {"problem": WRONG}, status=400)
     user, _ = User.objects.get_or_create(username=operator)
     login(request, user, backend=BACKEND)
-    actor = Actor(operator, source_of(request.scope))  # type: ignore[attr-defined]  # an ASGIRequest has a scope
-    audit.record([Event("operator.sign-in")], actor=actor, now=now)
+    audit.record([Event("operator.sign-in")], actor=Actor(operator, source), now=now)
     return redirect(_next(request))
 
 

@@ -6,18 +6,15 @@ from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Any
 
-from pi_agent.fleet.output import ago, memory, plain
+from pi_agent.catalogue import FIELDS
+from pi_agent.fleet.output import COLUMNS, ago, memory, plain
 
-# The columns of the list, and the sort behind each heading.
-HEADINGS = (
-    ("Device", "name"),
-    ("Status", "status"),
-    ("Model", "model"),
-    ("Memory", "memory"),
-    ("Serial", "serial"),
-    ("Last token", "auth"),
-    ("Key", ""),
-)
+# The headings of columns, where they are not those of the query language.
+TITLES = {name: field.title for name, field in FIELDS.items()} | {
+    "auth": "Last token",
+    "seen": "Last seen",
+    "refused": "Last refused",
+}
 FACTS = (
     ("Serial", "serial"),
     ("Revision code", "revision"),
@@ -42,7 +39,27 @@ def row(device: Mapping[str, Any], now: int) -> dict[str, Any]:
         "seen": moment(device["seen"], now),
         "refused": moment(device["refused"], now),
         "created": moment(device["created"], now),
+        "due_at": utc(device["due"]) if device["due"] else "",
     }
+
+
+def cell(name: str, row: Mapping[str, Any], now: int) -> dict[str, Any]:
+    """One cell of the list: what kind it is, which the template knows how to show, and its value."""
+    title = TITLES[name]
+    if name in ("status", "tag"):
+        return {"kind": name, "title": title}
+    if name in ("auth", "seen", "refused", "created"):
+        return {"kind": "time", "title": title, "value": row[name]}
+    if name == "memory":
+        return {"kind": "text", "title": title, "value": row["memory"]}
+    text = COLUMNS[name][1](row, now)
+    kind = "code" if name in ("serial", "revision") else "late" if name == "late" else "text"
+    return {"kind": kind, "title": title, "value": "unknown" if text == "-" and name in ("model", "serial") else text}
+
+
+def until(seconds: int) -> str:
+    """A time to come."""
+    return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%d %H:%M UTC")
 
 
 def facts(device: Mapping[str, Any]) -> list[tuple[str, str]]:
@@ -67,6 +84,7 @@ def event(entry: Mapping[str, Any], now: int) -> dict[str, Any]:
         "at": moment(entry["at"], now),
         "action": entry["action"].rpartition(".")[2].replace("-", " "),
         "refused": entry["result"] == "refused",
+        "result": entry["result"],
         "actor": plain(entry["actor"]),
         "source": plain(entry["source"]),
         "detail": [(plain(name), plain(_words(value))) for name, value in detail.items()],

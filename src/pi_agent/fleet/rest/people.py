@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import secrets
 from typing import Annotated, Any, Literal
 
 from django.db import transaction
@@ -12,9 +10,9 @@ from ninja import Router, Schema
 from pydantic import Field
 
 from pi_agent.errors import UnknownDeviceError
-from pi_agent.fleet import access, audit, signin, webhooks
+from pi_agent.fleet import access, audit, enrolling, signin, webhooks
 from pi_agent.fleet.audit import Event
-from pi_agent.fleet.models import Delivery, EnrollmentToken, Operator, OperatorToken, Webhook
+from pi_agent.fleet.models import Delivery, Operator, OperatorToken, Webhook
 from pi_agent.fleet.registry import rfc3339
 from pi_agent.fleet.rest.common import actor_of, needs, now
 from pi_agent.fleet.settings import current
@@ -22,15 +20,14 @@ from pi_agent.fleet.settings import current
 router = Router(tags=["operators"])
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._@-]{0,63}$")]
 Role = Literal["reader", "approver", "admin"]
-MAX_TOKEN_LIFE = 366 * 86400
 NEW_TOKEN = "pi-fleet.enrollment-token/1"  # noqa: S105  # the name of a schema
 
 
 class EnrollmentTokenRequest(Schema):
     """An enrollment token for ``uses`` devices, good for ``ttl`` seconds, perhaps for one serial only."""
 
-    uses: int = Field(1, ge=1, le=100_000)
-    ttl: int = Field(86400, ge=1, le=MAX_TOKEN_LIFE)
+    uses: int = Field(1, ge=1, le=enrolling.MAX_USES)
+    ttl: int = Field(86400, ge=1, le=enrolling.MAX_SECONDS)
     serial: str | None = Field(None, min_length=1, max_length=64)
 
 
@@ -68,7 +65,6 @@ def _secret(request: HttpRequest) -> None:
 @router.get("/enrollment-tokens", **needs("reader"))
 def list_enrollment_tokens(request: HttpRequest) -> dict[str, Any]:
     """Enrollment tokens that are still good, without the tokens themselves."""
-    good = EnrollmentToken.objects.filter(uses_left__gt=0, expires_at__gt=now()).order_by("expires_at")[:1000]
     items = [
         {
             "id": row.pk,
@@ -78,7 +74,7 @@ def list_enrollment_tokens(request: HttpRequest) -> dict[str, Any]:
             "created_by": row.created_by,
             "expires": rfc3339(row.expires_at),
         }
-        for row in good
+        for row in enrolling.good(now())
     ]
     return {"schema": "pi-fleet.enrollment-tokens/1", "items": items}
 
@@ -87,18 +83,7 @@ def list_enrollment_tokens(request: HttpRequest) -> dict[str, Any]:
 def make_enrollment_token(request: HttpRequest, body: EnrollmentTokenRequest) -> dict[str, Any]:
     """A new enrollment token. It is in this answer and nowhere else."""
     _secret(request)
-    actor, at, token = actor_of(request), now(), secrets.token_urlsafe(24)
-    with transaction.atomic():
-        row = EnrollmentToken.objects.create(
-            token_hash=hashlib.sha256(token.encode()).hexdigest(),
-            uses_left=body.uses,
-            serial=body.serial.lower() if body.serial else None,
-            created_at=at,
-            created_by=actor.name,
-            expires_at=at + body.ttl,
-        )
-        detail = {"token": row.pk, "uses": body.uses, "serial": row.serial, "expires": rfc3339(row.expires_at)}
-        audit.record([Event("enrollment-token.create", detail=detail)], actor=actor, now=at)
+    token, row = enrolling.make(body.uses, body.ttl, body.serial, actor=actor_of(request), now=now())
     return {
         "schema": NEW_TOKEN,
         "token": token,
@@ -113,13 +98,7 @@ def make_enrollment_token(request: HttpRequest, body: EnrollmentTokenRequest) ->
 @router.delete("/enrollment-tokens/{token_id}", **needs("approver"))
 def end_enrollment_token(request: HttpRequest, token_id: int) -> dict[str, Any]:
     """Take back an enrollment token that is still good."""
-    with transaction.atomic():
-        ended = EnrollmentToken.objects.filter(pk=min(token_id, 2**62), uses_left__gt=0).update(uses_left=0)
-        detail = {"token": token_id}
-        result = "done" if ended else "refused"
-        audit.record([Event("enrollment-token.end", result=result, detail=detail)], actor=actor_of(request), now=now())
-    if not ended:
-        raise UnknownDeviceError("there is no such enrollment token in force")
+    enrolling.end(token_id, actor=actor_of(request), now=now())
     return {"schema": "pi-fleet.done/1", "done": True}
 
 

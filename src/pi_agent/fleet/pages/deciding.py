@@ -1,0 +1,135 @@
+"""Changes from the pages: shown first, with what they would do, and then done to exactly what was shown."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+from django.http import HttpRequest, HttpResponseBase
+from django.shortcuts import redirect, render
+from django.views.decorators.http import require_GET, require_POST
+
+from pi_agent.errors import ConflictError, PiAgentError, UnknownDeviceError
+from pi_agent.fleet import changes, registry, views
+from pi_agent.fleet.access import ForbiddenError
+from pi_agent.fleet.changes import ACTIONS, Chosen
+from pi_agent.fleet.pages import show
+from pi_agent.fleet.pages.guard import caller_of, page
+from pi_agent.fleet.pages.listing import link, listing
+from pi_agent.fleet.pages.views import error_page
+
+SHOWN = 50
+PENDING = 50
+
+
+@require_POST
+@page("approver")
+def act(request: HttpRequest) -> HttpResponseBase:
+    """First what an action would do, then, once that was confirmed by typing how many, the action."""
+    query, status, name = (request.POST.get(field, "") for field in ("query", "status", "action"))
+    ids = tuple(request.POST.getlist("id"))[: changes.MAX_IDS]
+    text = "" if ids else changes.narrowed(views.expand(query), status)
+    try:
+        _allowed(request, name)
+        if request.POST.get("selection"):
+            _confirm(request, name, Chosen(text, ids, selection=request.POST["selection"]))
+            return redirect(link(query=query, status=status))
+        preview = changes.preview(name, Chosen(text, ids), now=int(time.time()))
+    except PiAgentError as error:
+        return listing(request, query, status, error)
+    return render(request, "preview.html", _preview(request, preview, action=name, query=query, status=status, ids=ids))
+
+
+def _allowed(request: HttpRequest, name: str) -> None:
+    if name in ACTIONS:
+        try:
+            caller_of(request).check(ACTIONS[name].role)
+        except ForbiddenError as error:
+            changes.refused(name, str(error), actor=caller_of(request).actor, now=int(time.time()))
+            raise
+
+
+def _preview(request: HttpRequest, preview: changes.Change, **asked: object) -> dict[str, Any]:
+    """What the page of a preview shows; ``asked`` is what the form had, and will have again."""
+    now = int(time.time())
+    return {
+        "caller": caller_of(request),
+        "meaning": preview.meaning,
+        "matched": preview.matched,
+        "count": preview.count,
+        "others": preview.matched - preview.count,
+        "more": max(0, preview.count - SHOWN),
+        "target": preview.target,
+        "rows": [show.row(registry.describe(device), now) for device in preview.changed[:SHOWN]],
+        "selection": preview.selection,
+        "reason": request.POST.get("reason", ""),
+        **asked,
+    }
+
+
+def _confirm(request: HttpRequest, name: str, chosen: Chosen) -> None:
+    typed, shown = request.POST.get("count", "").strip().replace(",", ""), request.POST.get("expected", "")
+    if typed != shown:
+        raise ConflictError("nothing has changed", hint=f"to go on, type {shown}: how many devices it is about")
+    reason = show.one_line(request.POST.get("reason", ""))[:200]
+    changes.act(name, chosen, reason=reason, actor=caller_of(request).actor, now=int(time.time()))
+
+
+@page("reader", change="approver")
+def device(request: HttpRequest, device_id: str) -> HttpResponseBase:
+    """One device: who it is, what may be done to it, and what was."""
+    problem: PiAgentError | None = None
+    try:
+        if request.method == "POST":
+            _act_on(request, registry.get(device_id).client_id)
+            return redirect(request.path)
+    except UnknownDeviceError:
+        return error_page(request, 404)
+    except PiAgentError as error:
+        problem = error
+    try:
+        found = registry.get(device_id)
+    except UnknownDeviceError:
+        return error_page(request, 404)
+    now, caller = int(time.time()), caller_of(request)
+    described = registry.describe(found, now)
+    fitting = [action for action in ACTIONS.values() if found.status in action.sources]
+    context = {
+        "caller": caller,
+        "device": show.row(described, now),
+        "facts": show.facts(described),
+        "events": [show.event(registry.describe_event(event), now) for event in registry.history(device_id)],
+        "actions": [action.name for action in fitting if caller.may(action.role)],
+        "version": changes.version(found),
+        "why": registry.why(found) if found.status == "pending" else [],
+        "problem": problem,
+    }
+    return render(request, "device.html", context, status=400 if problem else 200)
+
+
+def _act_on(request: HttpRequest, client_id: str) -> None:
+    """An action or new tags, if nobody has changed the device since the page was made."""
+    now, actor, action = int(time.time()), caller_of(request).actor, request.POST.get("action", "")
+    reason = show.one_line(request.POST.get("reason", ""))[:200]
+    chosen = Chosen(f"id:{client_id}", version=request.POST.get("version", "")[:64])
+    if action == "tag":
+        wanted = {one.strip() for one in request.POST.get("tags", "").split(",")} - {""}
+        present = {tag.tag for tag in registry.get(client_id).tags.all()}
+        if wanted != present:
+            changes.tag(chosen, add=wanted - present, remove=present - wanted, reason=reason, actor=actor, now=now)
+        return
+    _allowed(request, action)
+    changes.act(action, chosen, reason=reason, actor=actor, now=now)
+
+
+@require_GET
+@page("reader")
+def pending(request: HttpRequest) -> HttpResponseBase:
+    """The devices that wait, the longest first, and why each of them has to."""
+    now, caller = int(time.time()), caller_of(request)
+    found = registry.find(
+        "status:pending", now=now, limit=PENDING, sort="created", cursor=request.GET.get("cursor", "")
+    )
+    rows = [show.row(registry.describe(one), now) | {"why": registry.why(one)} for one in found.devices]
+    context = {"caller": caller, "rows": rows, "total": found.total, "next": link("/pending", cursor=found.cursor)}
+    return render(request, "pending.html", context | {"more": bool(found.cursor), "may": caller.may("approver")})
