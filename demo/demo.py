@@ -34,6 +34,7 @@ from pi_agent import assertion, client, jws
 from pi_agent.device import identity
 from pi_agent.device.keys import file
 from pi_agent.device.transport import Transport
+from pi_agent.device.worker import boot_claim
 from pi_agent.errors import OAuthError, PiAgentError, TransportError
 from resource_server import ResourceServer
 
@@ -276,6 +277,7 @@ def show_assertion(board: SimulatedBoard) -> None:
         now=int(time.time()),
         jti=secrets.token_urlsafe(16),
         board={name: board.ask("/v1/status")["board"][name] for name in assertion.BOARD_CLAIMS},  # type: ignore[index]
+        boot=boot_claim(board.root, known.issuer),
     )
     signed = assertion.sign(claims, kind=assertion.GRANT, alg=key.alg, kid=key.public_key().kid, sign=key.sign)
     transport = Transport(loopback_http=True)
