@@ -43,7 +43,7 @@ FIXTURES = PROJECT / "fixtures" / "cpuinfo"
 BIN = Path(sys.executable).parent
 BOARDS = 24
 REFUSED = 2
-PATIENCE = 60.0
+PATIENCE = 120.0
 QUESTION = "model:2b memory:1gb auth:1d"
 NAMES = """
 kitchen porch attic cellar garage garden greenhouse weather-station doorbell aquarium workshop printer library hall

@@ -11,7 +11,8 @@ PROJECT = Path(__file__).resolve().parent.parent
 
 # What differs from run to run: each is a value that the demo makes up or looks up anew.
 CHANGING = [
-    (r"\b[A-Za-z0-9_-]{22}\b", "JTI"),
+    (r'"[A-Za-z0-9_-]{43}"', "BOOT"),
+    (r'"[A-Za-z0-9_-]{22}"', "JTI"),
     (r"pi-[0-9a-f]{16}", "DEVICE"),
     (r"127\.0\.0\.1:\d+", "ADDRESS"),
     (r"\b[12]\d{9}\b", "SECONDS"),
