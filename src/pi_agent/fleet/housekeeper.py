@@ -15,13 +15,14 @@ from dataclasses import dataclass
 from django.db import DatabaseError, connection, connections
 
 from pi_agent.errors import PiAgentError
-from pi_agent.fleet import audit, ledger, signing
+from pi_agent.fleet import audit, ledger, rhythm, signing
 from pi_agent.fleet.asgi import Application
 from pi_agent.fleet.audit import Actor, Event
 from pi_agent.fleet.models import RevokedToken
 
 RELOAD_SECONDS = 5
 PURGE_SECONDS = 10
+RHYTHM_SECONDS = 30
 CHECKPOINT_SECONDS = 5
 ROTATE_SECONDS = 600
 MAX_LOG_PAGES = 8_000  # 32 MB: then the log is begun anew, for which a request may wait a moment
@@ -47,6 +48,7 @@ class Housekeeper:
         self.chores = [
             Chore("loading the signing keys", RELOAD_SECONDS, lambda now: application.reload()),
             Chore("purging", PURGE_SECONDS, purge),
+            Chore("the rhythms of the devices", RHYTHM_SECONDS, rhythm.keep),
             Chore("the checkpoint", CHECKPOINT_SECONDS, checkpoint),
             Chore("the rotation of the signing keys", ROTATE_SECONDS, self.rotate),
         ]

@@ -32,8 +32,8 @@ class Device(models.Model):
     """A board with an identity. ``flag`` says why an operator should look twice; ``scopes`` are separated by spaces.
 
     ``token_until`` is when the last of its access tokens ends. ``rhythm`` is how often it usually authenticates and
-    ``rhythm_spread`` how far it strays from that, both in seconds;
-    after ``due_at`` it is late.
+    ``rhythm_spread`` how far it strays from that, both in seconds, as
+    seen until its token at ``rhythm_at``; after ``due_at`` it is late.
 
     ``boot`` names the boot it last spoke from, ``boot_first_at`` when that boot was first heard of, ``boot_source`` from
     where it speaks. ``clone_at`` is when it was last seen in two places (``clones``), ``rotation_at`` when an operator
@@ -77,6 +77,7 @@ class Device(models.Model):
 
     rhythm: MaybeSeconds = models.BigIntegerField(null=True)
     rhythm_spread: MaybeSeconds = models.BigIntegerField(null=True)
+    rhythm_at: MaybeSeconds = models.BigIntegerField(null=True)
     due_at: MaybeSeconds = models.BigIntegerField(null=True)
 
     boot: MaybeText = models.CharField(max_length=43, null=True)
@@ -122,7 +123,9 @@ class DeviceBoot(models.Model):
 
     objects: ClassVar[Manager[DeviceBoot]] = Manager()
 
-    device: models.ForeignKey[Device, Device] = models.ForeignKey(Device, on_delete=models.CASCADE, related_name="boots")
+    device: models.ForeignKey[Device, Device] = models.ForeignKey(
+        Device, on_delete=models.CASCADE, related_name="boots"
+    )
     boot: Text = models.CharField(max_length=43)
     first_at: Seconds = models.BigIntegerField()
     last_at: Seconds = models.BigIntegerField()

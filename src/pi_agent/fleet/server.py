@@ -33,6 +33,7 @@ from pi_agent.fleet.sources import networks
 if TYPE_CHECKING:
     from pi_agent.fleet.asgi import Application
     from pi_agent.fleet.housekeeper import Housekeeper
+    from pi_agent.fleet.webhooks import Sender
 
 GRACE_SECONDS = 3
 BACKLOG = 2048
@@ -98,14 +99,24 @@ def serve(wanted: Settings) -> int:
     gc.freeze()
     gc.set_threshold(*GC_THRESHOLD)
     housekeeper.start()
+    sender = _sender()
+    sender.start()
     try:
         Server(config, local=local, greeting=words, reload=reload).run(sockets=[public])
     finally:
+        sender.stop()
         housekeeper.close()
         application.close()
         settings.socket.unlink(missing_ok=True)
         assert lock >= 0
     return 0
+
+
+def _sender() -> Sender:
+    """The thread that tells webhooks."""
+    from pi_agent.fleet.webhooks import Sender  # models exist only once Django is set up
+
+    return Sender()
 
 
 def _uvicorn(settings: Settings, application: Application) -> uvicorn.Config:

@@ -147,7 +147,7 @@ def _times(dice: random.Random, status: str, created: int, now: int) -> dict[str
     last = max(created, round(now - ago)) if status == "approved" else dice.randint(created, now)
     times: dict[str, Any] = {} if dice.random() < NEVER else {"auth_at": last, "seen_at": last}
     if times and status == "approved" and last > created:
-        times |= {"rhythm": rhythm.usual, "rhythm_spread": rhythm.spread, "due_at": rhythm.due(last)}
+        times |= {"rhythm": rhythm.usual, "rhythm_spread": rhythm.spread, "rhythm_at": last, "due_at": rhythm.due(last)}
     if status == "quarantined" or dice.random() < REFUSED:
         refused = dice.randint(last, now)
         times |= {"refused_at": refused, "seen_at": refused, "refused_reason": dice.choice(REFUSALS)}
