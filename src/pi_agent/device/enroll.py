@@ -14,7 +14,7 @@ from pi_agent import assertion, oauth
 from pi_agent.device.discovery import Metadata, discover
 from pi_agent.device.keys import KeyStore
 from pi_agent.device.transport import Answer, Transport
-from pi_agent.errors import TransportError
+from pi_agent.errors import ConfigError, TransportError
 from pi_agent.oauth import JWT_BEARER
 
 __all__ = ["Metadata", "Registration", "discover", "register"]
@@ -73,6 +73,43 @@ def register(
         if not (answer.status == 400 and members.get("error") == NONCE_WANTED and isinstance(nonce, str)):
             break
     return _read_registration(answer, members)
+
+
+def register_client(
+    transport: Transport,
+    metadata: Metadata,
+    key: KeyStore,
+    *,
+    grant: str,
+    client_auth: str,
+    name: str,
+    initial_access_token: str,
+) -> Registration:
+    """Make the key known at a server that is not ours (RFC 7591 section 3.1, with its initial access token).
+
+    ``grant`` and ``client_auth`` as in the settings. Not idempotent: such a server makes another client each time.
+    Raises ConfigError when the server registers nobody, OAuthError when it refuses, TransportError when it makes no sense.
+    """
+    if not metadata.registration_endpoint:
+        raise ConfigError(
+            f"{metadata.issuer} registers no clients", key="server.client_id", hint="pi-agent setup URL --client-id ID"
+        )
+    public = key.public_key()
+    request: dict[str, Any] = {
+        "grant_types": [JWT_BEARER if grant == "jwt-bearer" else grant],
+        "response_types": [],
+        "redirect_uris": [],
+        "token_endpoint_auth_method": client_auth,
+        "jwks": {"keys": [public.jwk | {"kid": public.kid, "alg": key.alg, "use": "sig"}]},
+    }
+    request |= {"client_name": name} if name else {}
+    request |= {"token_endpoint_auth_signing_alg": key.alg} if client_auth == "private_key_jwt" else {}
+    answer = transport.post_json(metadata.registration_endpoint, request, bearer=initial_access_token)
+    members = answer.json_object()
+    return _read_registration(
+        answer,
+        {name: members.get(name) for name in ("client_id", "error", "error_description")} | {"status": "approved"},
+    )
 
 
 def _read_registration(answer: Answer, members: dict[str, Any]) -> Registration:

@@ -16,6 +16,8 @@ from pi_agent.errors import UsageError
 if TYPE_CHECKING:
     from pi_agent.device.config import Settings
     from pi_agent.device.discovery import Metadata
+    from pi_agent.device.enroll import Registration
+    from pi_agent.device.identity import Identity
     from pi_agent.device.keys import KeyStore
     from pi_agent.device.transport import Transport
 
@@ -88,6 +90,8 @@ def run(args: argparse.Namespace) -> int:
     metadata = discover(transport, settings, issuer)
 
     def register() -> enroll.Registration:
+        if settings.server_preset != "pi-fleet":
+            return _register_client(settings, transport, metadata, known=known, key=key, token=enrollment_token)
         return enroll.register(
             transport,
             metadata,
@@ -112,6 +116,25 @@ def run(args: argparse.Namespace) -> int:
         registration = register()
     _show(args, facts, registration, kid)
     return 0 if registration.status == "approved" else 4
+
+
+def _register_client(
+    settings: Settings, transport: Transport, metadata: Metadata, *, known: Identity, key: KeyStore, token: str
+) -> Registration:
+    """Once: another server would make another client of the same key."""
+    from pi_agent.device import enroll
+
+    if not known.is_draft:
+        return enroll.Registration(known.client_id, "approved")
+    return enroll.register_client(
+        transport,
+        metadata,
+        key,
+        grant=settings.server_grant,
+        client_auth=settings.server_client_auth,
+        name=settings.name,
+        initial_access_token=token,
+    )
 
 
 def _enrollment_token(args: argparse.Namespace) -> str:
