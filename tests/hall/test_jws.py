@@ -157,6 +157,14 @@ def test_b03_v10_the_key_decides_the_algorithm_and_the_header_only_agrees(alg: s
     assert caught.value.claim == "signature"
 
 
+@pytest.mark.parametrize("named", ["EdDSA", "RS256", "PS256"])
+def test_b03_v10_a_header_that_lies_about_a_good_signature_is_refused(named: str) -> None:
+    """The signature is good under the enrolled algorithm; the header says it was another one."""
+    token = jws.parse(signed(HEADER | {"alg": named}, alg="ES256"))
+    with pytest.raises(InvalidAssertionError):
+        jws.verify_signature(token, key=PUBLIC["ES256"].key, alg="ES256")
+
+
 def test_v01_a_public_key_is_no_hmac_secret() -> None:
     """A token "signed" with HMAC under the public key's own bytes has no algorithm we know."""
     secret = PUBLIC["ES256"].key.public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
