@@ -86,7 +86,7 @@ def _sign(profile: Profile, key: KeyStore, kind: assertion.Kind, now: int, **mor
         now=now,
         jti=secrets.token_urlsafe(16),
         lifetime=profile.lifetime,
-        **{**profile.device_claims, **more},
+        **{**profile.device_claims, **more, **({"nbf": now} if profile.assertion_type else {})},  # Entra asks for it
     )
     kid = profile.key_id or key.public_key().kid
     header = {"alg": key.alg, "kid": kid, "typ": profile.assertion_type or kind.types[0]}
