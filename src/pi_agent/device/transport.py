@@ -40,8 +40,9 @@ SOCKET_TIMEOUT = 10.0
 MAX_ANSWER = 64 * 1024
 
 urllib3.disable_warnings(urllib3.exceptions.SystemTimeWarning)  # a wrong clock is named by us, as an error
-for _name in ("requests_oauthlib", "oauthlib", "urllib3"):  # they print assertions, tokens, and answers they cannot read
-    logging.getLogger(_name).setLevel(logging.CRITICAL)  # requirement G-03
+# They print assertions, tokens, and answers that they cannot read (G-03).
+for _name in ("requests_oauthlib", "oauthlib", "urllib3"):
+    logging.getLogger(_name).setLevel(logging.CRITICAL)
 
 _Result = TypeVar("_Result")
 _Session = TypeVar("_Session", bound=requests.Session)
