@@ -121,12 +121,6 @@ def test_every_public_name_is_there() -> None:
         _ = pi_agent.nothing
 
 
-THIN = """
-agent allow api children clock doors entrance frames journal local metrics network outlets schedule sinks systemd tokens
-"""
-RESIDENT = ["." + name for name in THIN.split()]
-
-
 def test_the_resident_imports_nothing_dear() -> None:
     """The process that stays for years holds no TLS, no crypto, no event loop and none of the larger modules."""
     dear = (
