@@ -26,6 +26,7 @@ from pi_agent.protection import PROTECTIONS
 
 LIFETIME = 60
 MAX_LIFETIME = 300
+MAX_FLAGS = 16
 SKEW = 60
 
 _IDENTIFIER = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:@/-]{0,127}", re.ASCII)
@@ -63,7 +64,8 @@ ROTATION = Kind("key rotation", ("pi-key-rotation+jwt",))
 class VerifiedAssertion:
     """A statement that was signed by ``kid``, for us, now. Whether it was used before is for the registry to say.
 
-    ``board`` is the ``board`` claim (``board.board_claims``) or None from a foreign client; ``agent`` likewise.
+    ``board`` is the ``board`` claim (``board.board_claims``) or None from a foreign client. ``agent`` always has
+    ``version``, ``key``, ``simulated`` and ``flags``: the words of the board's state bits, None when it did not say.
     ``claims`` holds every member, for the kinds that carry more.
     """
 
@@ -76,6 +78,14 @@ class VerifiedAssertion:
     boot: str | None
     agent: JsonObject
     claims: JsonObject
+
+    @property
+    def board_state(self) -> tuple[bool | None, bool | None]:
+        """(overvoltage is allowed, a warranty bit is set), in the words of ``revision.FLAGS``; None where it was not said."""
+        flags = self.agent["flags"]
+        if flags is None:
+            return None, None
+        return "overvoltage-disallowed" not in flags, bool({"warranty", "warranty-old"} & set(flags))
 
 
 def claims(*, issuer: str, audience: str, now: int, jti: str, lifetime: int = LIFETIME, **more: object) -> JsonObject:
@@ -190,9 +200,12 @@ def _agent(value: Any) -> JsonObject:
     if not isinstance(value, dict):
         raise InvalidAssertionError("agent must be an object", claim="agent")
     version, key, simulated = value.get("version", ""), value.get("key", "file"), value.get("simulated", False)
+    flags = value.get("flags", [])
+    if not isinstance(flags, list) or len(flags) > MAX_FLAGS or not all(_matches(_LABEL, flag) for flag in flags):
+        raise InvalidAssertionError("agent.flags must be a short list of words", claim="agent")
     if not _matches(_LABEL, version) or key not in KEY_PROTECTIONS or not isinstance(simulated, bool):
         raise InvalidAssertionError("agent must hold version, key and simulated", claim="agent")
-    return {"version": version, "key": key, "simulated": simulated}
+    return {"version": version, "key": key, "simulated": simulated, "flags": flags if "flags" in value else None}
 
 
 def _matches(pattern: re.Pattern[str], value: Any) -> bool:

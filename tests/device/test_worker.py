@@ -66,7 +66,7 @@ def test_a01_a02_a03_the_assertion_is_the_documented_one(home: Home, server: Ser
     )
     assert set(token.claims) == {"iss", "sub", "aud", "iat", "exp", "jti", "board", "boot", "agent"}
     assert found.expires_at - found.issued_at == 60
-    assert found.agent == {"version": pi_agent.__version__, "key": "file", "simulated": True}
+    assert found.agent == {"version": pi_agent.__version__, "key": "file", "simulated": True, "flags": []}
 
 
 @pytest.mark.parametrize("seconds", [10, 300])

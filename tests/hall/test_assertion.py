@@ -22,7 +22,7 @@ BOARD = {
     "pcb_revision": "1.1",
 }
 BOOT = "A" * 43
-AGENT = {"version": "0.1.0", "key": "file", "simulated": False}
+AGENT = {"version": "0.1.0", "key": "file", "simulated": False, "flags": ["warranty"]}
 
 
 def verified(
@@ -394,6 +394,9 @@ def test_boot_is_a_digest(boot: Any) -> None:
         {"key": ["tpm"]},
         {"simulated": 1},
         {"simulated": "yes"},
+        {"flags": "warranty"},
+        {"flags": [1]},
+        {"flags": ["w"] * 17},
     ],
 )
 def test_agent_says_version_key_and_simulated(agent: Any) -> None:
@@ -407,7 +410,25 @@ def test_agent_drops_what_it_does_not_know() -> None:
         "version": "",
         "key": "tpm",
         "simulated": False,
+        "flags": None,
     }
+
+
+@pytest.mark.parametrize(
+    ("flags", "state"),
+    [
+        (None, (None, None)),
+        ([], (True, False)),
+        (["overvoltage-disallowed"], (False, False)),
+        (["warranty-old", "otp-read-disallowed"], (True, True)),
+    ],
+)
+def test_state_bits_are_what_the_device_says_today(
+    flags: list[str] | None, state: tuple[bool | None, bool | None]
+) -> None:
+    """Overvoltage and warranty come from agent.flags, and are unknown when a client does not send them."""
+    agent = {"key": "file"} | ({} if flags is None else {"flags": flags})
+    assert verified(CLAIMS | {"agent": agent}).board_state == state
 
 
 # claimed_identity

@@ -54,6 +54,7 @@ def prepare(flags: Mapping[str, Any]) -> dict[str, str]:
         "issuer": known.issuer,
         "client_id": known.client_id,
         "board": json.dumps(board_claims(board)),
+        "board_flags": " ".join(board.flags),
         "board_document": json.dumps(to_json(board)),
         "key": joining.load_key(settings.state, known).protection,
         "key_variables": json.dumps({name: os.environ[name] for name in children.KEY_VARIABLES if name in os.environ}),

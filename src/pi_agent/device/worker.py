@@ -15,6 +15,7 @@ import os
 import ssl
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -221,7 +222,7 @@ def profile(
         claims = {
             "board": board,
             "boot": boot_claim(Path(settings["root"]), known.issuer),
-            "agent": agent_claims(key, simulated=settings["root"] != "/"),
+            "agent": agent_claims(key, simulated=settings["root"] != "/", flags=settings["board_flags"].split()),
         }
     return request.Profile(
         issuer=known.issuer,
@@ -243,9 +244,13 @@ def profile(
     )
 
 
-def agent_claims(key: KeyStore, *, simulated: bool) -> dict[str, Any]:
-    """The ``agent`` claim: which program speaks, how its key is kept, and whether the board is a replayed one."""
-    return {"version": __version__, "key": key.protection} | ({"simulated": True} if simulated else {})
+def agent_claims(key: KeyStore, *, simulated: bool, flags: Sequence[str] = ()) -> dict[str, Any]:
+    """The ``agent`` claim: which program speaks, how its key is kept, whether the board is a replayed one.
+
+    ``flags`` are the words of the board's state bits. They may change, so they stand here and not in ``board``.
+    """
+    claims = {"version": __version__, "key": key.protection, "flags": list(flags)}
+    return claims | ({"simulated": True} if simulated else {})
 
 
 def boot_claim(root: Path, issuer: str) -> str | None:

@@ -265,6 +265,7 @@ def _new_device(
     registration: Registration, verified: VerifiedAssertion, board: dict[str, Any], now: int, authority: Authority
 ) -> Device:
     client_id = "pi-" + secrets.token_hex(8)
+    overvoltage, warranty = verified.board_state
     name = registration.name or client_id
     return Device(
         client_id=client_id,
@@ -276,6 +277,8 @@ def _new_device(
         simulated=verified.agent["simulated"],
         key_protection=verified.agent["key"],
         agent_version=verified.agent["version"] or None,
+        overvoltage=overvoltage,
+        warranty=warranty,
         created_at=now,
         seen_at=now,
         **board,

@@ -26,7 +26,7 @@ _DEVICE = f"""
     SELECT d.client_id, k.kid, d.status, d.scopes, {", ".join("d." + name for name in BOARD_CLAIMS)},
     d.boot, d.boot_first_at, d.boot_source, d.auth_at, k.created_at, k.pending_until, d.rotation_at
     FROM fleet_device d JOIN fleet_devicekey k ON k.device_id = d.id"""  # noqa: S608  # constants
-_ISSUED = "auth_at = {}, seen_at = {}, token_until = {}, agent_version = {}, key_protection = {}"
+_ISSUED = "auth_at = {}, seen_at = {}, token_until = {}, agent_version = {}, key_protection = {}, overvoltage = {}, warranty = {}"
 
 SPEND = "INSERT INTO fleet_usedassertion (issuer, jti, expires_at) VALUES (%s, %s, %s) ON CONFLICT DO NOTHING"
 UNSPEND = "DELETE FROM fleet_usedassertion WHERE issuer = %s AND jti = %s"
@@ -49,10 +49,11 @@ SPEND_ALL = """
 READ_ALL = f"""{_DEVICE}
     WHERE k.retired_at IS NULL AND (d.client_id, k.kid) IN (SELECT * FROM unnest(%s::text[], %s::text[]))
     ORDER BY d.client_id FOR NO KEY UPDATE OF d"""  # noqa: S608  # constants
+_ISSUED_COLUMNS = "at, seen, until, version, protection, overvoltage, warranty"
 NOTE_ALL_ISSUED = f"""
-    UPDATE fleet_device d SET {_ISSUED.format("new.at", "new.seen", "new.until", "new.version", "new.protection")}
-    FROM unnest(%s::bigint[], %s::bigint[], %s::bigint[], %s::text[], %s::text[], %s::text[])
-    AS new (at, seen, until, version, protection, client_id) WHERE d.client_id = new.client_id"""  # noqa: S608  # constants
+    UPDATE fleet_device d SET {_ISSUED.format(*("new." + name for name in _ISSUED_COLUMNS.split(", ")))}
+    FROM unnest(%s::bigint[], %s::bigint[], %s::bigint[], %s::text[], %s::text[], %s::boolean[], %s::boolean[], %s::text[])
+    AS new ({_ISSUED_COLUMNS}, client_id) WHERE d.client_id = new.client_id"""  # noqa: S608  # constants
 
 NOTE_UNUSABLE_UNLESS_LOCKED = """
     UPDATE fleet_device SET refused_at = %s, refused_reason = %s WHERE id IN
@@ -91,7 +92,8 @@ class Issued:
 
     def values(self) -> tuple[Any, ...]:
         agent = self.verified.agent
-        return self.at, self.at, self.until, agent["version"] or None, agent["key"], self.verified.issuer
+        facts = (agent["version"] or None, agent["key"], *self.verified.board_state)
+        return self.at, self.at, self.until, *facts, self.verified.issuer
 
 
 @contextmanager

@@ -97,7 +97,7 @@ def run(args: argparse.Namespace) -> int:
             metadata,
             key,
             board=dict(board_claims(board)),
-            agent=agent_claims(key, simulated=str(settings.root) != "/"),
+            agent=agent_claims(key, simulated=str(settings.root) != "/", flags=board.flags),
             name=settings.name,
             enrollment_token=enrollment_token,
             now=int(time.time()),
