@@ -144,5 +144,12 @@ class Board:
     def settings(self) -> dict[str, str]:
         given = {setting.attribute: str(setting.default) for setting in config.SETTINGS}
         board = json.dumps(BOARD | {"serial": self.serial})
-        own = {"state": str(self.state), "root": str(self.home / "root"), "board": board, "scope": "", "audience": ""}
+        own = {
+            "state": str(self.state),
+            "root": str(self.home / "root"),
+            "board": board,
+            "board_flags": "",
+            "scope": "",
+            "audience": "",
+        }
         return given | own | self.more
