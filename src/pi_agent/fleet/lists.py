@@ -32,15 +32,18 @@ class Line:
 
 def read_csv(lines: Iterable[str]) -> list[Line]:
     """The lines of a list whose first line names the columns. Raises UsageError, which names the line."""
-    rows = csv.reader(lines)
-    header = [cell.strip().lower().removeprefix("\ufeff") for cell in next(rows, [])]
-    if not {"serial", "key"} & set(header) or set(header) - set(COLUMNS):
-        raise UsageError("the first line must name the columns", hint="serial,key,name (any of them, in any order)")
-    return [
-        make_line(dict(zip(header, (cell.strip() for cell in row), strict=False)), f"line {rows.line_num}")
-        for row in rows
-        if any(cell.strip() for cell in row)
-    ]
+    rows = csv.reader(lines, strict=True)
+    try:
+        header = [cell.strip().lower().removeprefix("\ufeff") for cell in next(rows, [])]
+        if not {"serial", "key"} & set(header) or set(header) - set(COLUMNS):
+            raise UsageError("the first line must name the columns", hint="serial,key,name (any of them, in any order)")
+        return [
+            make_line(dict(zip(header, (cell.strip() for cell in row), strict=False)), f"line {rows.line_num}")
+            for row in rows
+            if any(cell.strip() for cell in row)
+        ]
+    except csv.Error as error:
+        raise UsageError(f"line {rows.line_num} is not CSV: {error}") from error
 
 
 def make_line(members: dict[str, str], where: str) -> Line:
