@@ -204,9 +204,9 @@ def is_at_work(pid: int) -> bool:
         return False
 
 
-def until(condition: Callable[[], T]) -> T:
+def until(condition: Callable[[], T], *, patience: float = PATIENCE) -> T:
     """What ``condition`` gives once it is true, or the end of the test's patience."""
-    deadline = time.monotonic() + PATIENCE
+    deadline = time.monotonic() + patience
     while not (found := condition()):
         assert time.monotonic() < deadline, "it did not happen in time"
         time.sleep(0.02)

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from device.resident import Agent, Authority, Home, a_home, an_authority, refusal, tokens, until
+from device.resident import Agent, Authority, Home, a_home, an_authority, is_at_work, refusal, tokens, until
 from device.servers import reply
 from pi_agent import jws
 from pi_agent.device import frames
@@ -289,7 +289,7 @@ def test_a_signal_ends_it_and_leaves_no_socket_and_no_worker(
         agent.process.send_signal(number)
         assert agent.process.wait(5) == 0
     assert not (home.runtime / "agent.sock").exists()
-    until(lambda: not Path(f"/proc/{worker}").exists())
+    until(lambda: not is_at_work(worker), patience=3)  # long before it would give up by itself
 
 
 def test_ra32_idle_and_half_connections_do_not_hurt(agent: Agent) -> None:
