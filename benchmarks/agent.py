@@ -41,7 +41,7 @@ IN_VENV = "PI_AGENT_BENCH_AGENT"
 SYSTEM_PYTHON = next(
     path for path in ("/usr/bin/python3", os.path.realpath(sys.executable)) if os.access(path, os.X_OK)
 )
-ROUNDS, REFRESHES, REQUESTS = 15, 100, 2000
+ROUNDS, REFRESHES, REQUESTS = 15, 100, 1000
 CPUINFO = REPO / "fixtures" / "cpuinfo"
 
 SERVER = """
@@ -307,7 +307,7 @@ class Bench:
             runtime = str(self._folder / "runtime/agent.sock")
             ask = b"GET /v1/token HTTP/1.1\r\nHost: pi\r\nConnection: close\r\n\r\n"
             spent: dict[str, list[float]] = {"ours": [], "oidc-agent": []}
-            for _ in range(5):
+            for _ in range(15):
                 spent["ours"].append(cpu_of([agent], partial(connections, runtime, ask)))
                 if peer:
                     pids, path, request = peer
@@ -316,7 +316,7 @@ class Bench:
         each = {name: statistics.median(values) / REQUESTS * 1e6 for name, values in spent.items() if values}
         print("socket, us of CPU a connection: " + ", ".join(f"{name} {value:.0f}" for name, value in each.items()))
         if "oidc-agent" in each:
-            self._bars.append(("socket: resident / oidc-agent, CPU", each["ours"] / each["oidc-agent"], 0.7))
+            self._bars.append(("socket: resident / oidc-agent, CPU", ratio(spent, "ours", "oidc-agent"), 0.7))
         else:
             print("socket: oidc-agent is not set up here, not compared")
 

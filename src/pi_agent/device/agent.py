@@ -14,7 +14,7 @@ import sys
 import time
 
 from pi_agent.device import allow, api, children, clock, frames, metrics, network, outlets, schedule
-from pi_agent.device.doors import Doors
+from pi_agent.device.doors import SWEEP, Doors
 from pi_agent.device.journal import INFO, WARNING, Journal
 from pi_agent.device.systemd import notify
 from pi_agent.device.tokens import DEMAND_PAUSE, NEVER, Slot, Tokens
@@ -69,6 +69,7 @@ class Agent:
         self._poll = select.epoll()
         self._gid = int(settings["socket_gid"]) if settings["socket_gid"] else None
         self._doors = Doors(settings["runtime"], self._poll, self._respond, gid=self._gid)
+        self._doors.asks_groups = any(rule.gid is not None for rule in self.rules)
         self._outlets = outlets.Outlets(settings, self._gid)
         self._journal = Journal()
         self._children: dict[int, children.Child] = {}
@@ -76,6 +77,7 @@ class Agent:
         self._anchor: float | None = None
         self._watch = clock.Watch(time.time(), now)
         self._beat = 0.0
+        self._due = 0.0  # when there is more to do than to answer callers; 0.0 is at once
         self._signed_out = ""
         self._signing_out = False
         self._running = True
@@ -90,17 +92,24 @@ class Agent:
             self._journal.say(warning, level=WARNING)
         notify("READY=1", "STATUS=" + self.sentence(boot_seconds(), self.tokens.default))
         while self._running:
-            for handle, events in self._poll.poll(self._nap(boot_seconds())):
+            for handle, events in self._poll.poll(max(0.0, self._due - boot_seconds())):
                 if handle == signals:
                     self._on_signals(os.read(signals, 64))
+                    self._due = 0.0
                 elif handle in self._children:
                     self._on_child(handle)
+                    self._due = 0.0
                 elif route and handle == route.fileno():
                     if network.came_up(route):
                         self._try_failed(boot_seconds())
                 else:
-                    self._doors.on_event(handle, events, boot_seconds())
-            self._on_time(boot_seconds())
+                    now = boot_seconds()
+                    self._due = min(self._due, now + SWEEP)
+                    self._doors.on_event(handle, events, now)
+            now = boot_seconds()
+            if now >= self._due:
+                self._on_time(now)
+                self._due = now + self._nap(now)
         self._stop()
 
     def _stop(self) -> None:
@@ -231,6 +240,7 @@ class Agent:
 
     def _try_failed(self, now: float) -> None:
         """The world has changed: what failed, or has not begun, is worth another try at once (at most one a second)."""
+        self._due = 0.0
         for slot in self.tokens:
             if slot.failure and not self._signed_out:
                 slot.try_now(now)
@@ -248,6 +258,7 @@ class Agent:
             and not (slot is self.tokens.default and slot.outcome == "starting")
         ):
             slot.try_now(now, pause=DEMAND_PAUSE)
+            self._due = 0.0
 
     def renew(self, slot: Slot, peer: allow.Peer, now: float) -> None:
         """A caller needs another token than this one: its server refused it, or somebody wants to see it work."""
@@ -257,9 +268,11 @@ class Agent:
         if not self._signed_out and (privileged or now - slot.asked >= DEMAND_PAUSE):
             slot.renewing = True
             slot.try_now(now)
+            self._due = 0.0
 
     def _sign_in(self, now: float) -> None:
         self._signed_out = ""
+        self._due = 0.0
         self.tokens.each(lambda slot: slot.try_now(now))
 
     def is_coming(self, slot: Slot, until: float) -> bool:
@@ -365,6 +378,7 @@ class Agent:
             return
         self.settings = fields
         self.rules = allow.unpack(fields["allow"])
+        self._doors.asks_groups = any(rule.gid is not None for rule in self.rules)
         self._outlets.change(fields)
         self.tokens.change(fields["resource"], fields["scope"], now)
         self._journal.say("the settings were read again")

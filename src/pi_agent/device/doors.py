@@ -47,7 +47,7 @@ class Caller:
         self.deadline = deadline
         self.received = b""
         self.to_send = b""
-        self.events = select.EPOLLIN
+        self.events = 0  # what the epoll tells us about; 0: it does not know this caller
         self.parked: Request | None = None
         self.closing = False
 
@@ -63,7 +63,7 @@ class Doors:
     """Listens in the folder ``runtime``; ``respond(request, peer, last)`` gives the bytes of an answer.
 
     It may give None to say "not yet" unless ``last`` is true; it is asked again by ``resume`` and when the caller's
-    patience (``request.until``) ends.
+    patience (``request.until``) ends. ``asks_groups`` says whether anybody needs a caller's groups.
     """
 
     def __init__(self, runtime: str, poll: select.epoll, respond: Respond, *, gid: int | None = None) -> None:
@@ -74,6 +74,7 @@ class Doors:
         self._budget: dict[int, tuple[float, float]] = {}
         self._swept = 0.0
         self.refused = 0
+        self.asks_groups = True
         self._lock = entrance.take_lock(runtime)
         self._door, self._path = entrance.listen(runtime, gid)
         self._reserve = os.open("/dev/null", os.O_RDONLY | os.O_CLOEXEC)
@@ -124,19 +125,20 @@ class Doors:
         except OSError:
             self._make_room()
             return
-        channel = _socket.socket(fileno=handle)
+        channel = _socket.socket(
+            _socket.AF_UNIX, _socket.SOCK_STREAM, 0, handle
+        )  # named, so that nobody asks the kernel
         channel.setblocking(False)
-        self._admit(Caller(channel, peer_of(channel), now + REQUEST_TIME))
+        self._admit(Caller(channel, peer_of(channel, groups=self.asks_groups), now + REQUEST_TIME), now)
 
-    def _admit(self, caller: Caller) -> None:
+    def _admit(self, caller: Caller, now: float) -> None:
         count = self._counts.get(caller.peer.uid, 0)
         if (count >= MAX_CALLERS_PER_UID and not self._dismiss_idlest(caller.peer.uid)) or len(self) >= MAX_CALLERS:
             self._turn_away(caller)
             return
-        handle = caller.channel.fileno()
-        self._callers[handle] = caller
+        self._callers[caller.channel.fileno()] = caller
         self._counts[caller.peer.uid] = self._counts.get(caller.peer.uid, 0) + 1
-        self._poll.register(handle, select.EPOLLIN)
+        self._serve(caller, select.EPOLLIN, now)  # most have asked by now, and are gone before the epoll hears of them
 
     def _make_room(self) -> None:
         """No descriptor is left (RA-36): spend the one in reserve on a newcomer, and send the idlest caller home."""
@@ -178,7 +180,7 @@ class Doors:
                 return
             self._send(caller, now)
         except BlockingIOError:
-            pass
+            self._listen_to(caller, select.EPOLLIN)  # nothing to read yet
         except OSError:
             self._dismiss(caller)
 
@@ -191,10 +193,14 @@ class Doors:
         if not caller.to_send and caller.closing:
             self._dismiss(caller)
             return
-        events = select.EPOLLOUT if caller.to_send else select.EPOLLIN
-        if events != caller.events:
-            caller.events = events
+        self._listen_to(caller, select.EPOLLOUT if caller.to_send else select.EPOLLIN)
+
+    def _listen_to(self, caller: Caller, events: int) -> None:
+        if not caller.events:
+            self._poll.register(caller.channel.fileno(), events)
+        elif events != caller.events:
             self._poll.modify(caller.channel.fileno(), events)
+        caller.events = events
 
     def _take(self, caller: Caller, now: float) -> bool:
         """Read what has come and answer what is whole. False when the caller has hung up, or says too much."""
@@ -252,24 +258,25 @@ class Doors:
         return left >= 1
 
     def _dismiss(self, caller: Caller) -> None:
-        self._poll.unregister(caller.channel.fileno())
         del self._callers[caller.channel.fileno()]
         self._counts[caller.peer.uid] -= 1
         if not self._counts[caller.peer.uid]:
             del self._counts[caller.peer.uid]
-        caller.channel.close()
+        caller.channel.close()  # which takes it out of the epoll, too: nobody else holds it
 
 
-def peer_of(channel: _socket.socket) -> Peer:
+def peer_of(channel: _socket.socket, *, groups: bool) -> Peer:
     """User and groups of whoever connected, as they were then. More than 256 groups count as none but the primary."""
     credentials = channel.getsockopt(_socket.SOL_SOCKET, _socket.SO_PEERCRED, 12)
-    uid, gid = (int.from_bytes(credentials[start : start + 4], sys.byteorder) for start in (4, 8))
+    uid = int.from_bytes(credentials[4:8], sys.byteorder)
+    if not groups:
+        return Peer(uid)
     try:
         packed = channel.getsockopt(_socket.SOL_SOCKET, SO_PEERGROUPS, 1024)
     except OSError:
         packed = b""
-    more = (int.from_bytes(packed[start : start + 4], sys.byteorder) for start in range(0, len(packed), 4))
-    return Peer(uid, (gid, *more))
+    packed += credentials[8:12]
+    return Peer(uid, (int.from_bytes(packed[at : at + 4], sys.byteorder) for at in range(0, len(packed), 4)))
 
 
 def _send_some(caller: Caller) -> int:
