@@ -47,7 +47,8 @@ def app(shared_app: Application) -> Application:
     from django.contrib.sessions.models import Session
 
     for model in (
-        models.Device, models.EnrollmentToken, models.UsedAssertion, models.AuditEvent, models.SignInLink, User, Session,
+        models.Device, models.EnrollmentToken, models.UsedAssertion, models.AuditEvent, models.SignInLink,
+        models.Operator, models.View, models.Webhook, models.RememberedAnswer, User, Session,
     ):  # fmt: skip
         model._default_manager.all().delete()
     return shared_app

@@ -1,0 +1,153 @@
+"""Many devices at once: exactly those that were shown, once, with a reason. Requirements D-12, D-13; NetBox 7445."""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+import time
+from typing import Any
+
+import pytest
+
+from fleet.support import Reply, exchange
+from pi_agent.fleet import audit
+from pi_agent.fleet.asgi import Application
+from pi_agent.fleet.models import AuditEvent, Device, DeviceTag
+
+ME = ("uid", os.geteuid())
+
+
+def devices(number: int, **values: Any) -> list[Device]:
+    made = []
+    for _ in range(number):
+        name = f"pi-{secrets.token_hex(8)}"
+        row = {"client_id": name, "name": name, "name_key": name, "created_at": int(time.time()) - 100} | values
+        made.append(Device.objects.create(**row))
+    return made
+
+
+def post(app: Application, path: str, headers: dict[str, str] | None = None, **members: Any) -> Reply:
+    kind = {"host": "localhost", "content-type": "application/json"} | (headers or {})
+    return exchange(app, "POST", f"/api/v1/devices/{path}", json.dumps(members).encode(), kind, ME)
+
+
+def test_a_selection_is_exactly_what_was_shown(app: Application) -> None:
+    """If one device leaves the query and another one comes, their number is the same, and still nothing is changed."""
+    first, _ = devices(2)
+    shown = post(app, "approve", query="status:pending", dry_run=True).json
+    first.status = "rejected"
+    first.save()
+    devices(1)
+    reply = post(app, "approve", query="status:pending", selection=shown["selection"], reason="all")
+    assert (reply.status, Device.objects.filter(status="approved").count()) == (409, 0)
+    assert AuditEvent.objects.get().result == "refused"
+    again = post(app, "approve", query="status:pending", dry_run=True).json
+    done = post(app, "approve", query="status:pending", selection=again["selection"], reason="all").json
+    assert (done["count"], Device.objects.filter(status="approved").count()) == (2, 2)
+
+
+def test_ages_count_from_the_preview(app: Application) -> None:
+    """What was older than a day when it was shown is what is changed, also a second later; an hour later it is too old."""
+    devices(1, auth_at=int(time.time()) - 86401)
+    shown = post(app, "approve", query="auth:older:1d", dry_run=True).json["selection"]
+    seconds, _, rest = shown.partition("-")
+    stale = f"{int(seconds) - 3700}-{rest}"
+    for bad in (stale, f"{int(seconds) + 99}-{rest}", "x-1-y", "9" * 70):
+        assert post(app, "approve", query="auth:older:1d", selection=bad, reason="x").status == 409
+    assert post(app, "approve", query="auth:older:1d", selection=shown, reason="x").json["count"] == 1
+
+
+def test_by_ids_only_these(app: Application) -> None:
+    """Ids name devices; a query beside them, or too many, is refused."""
+    one, two, _ = devices(3)
+    done = post(app, "approve", ids=[one.client_id, two.client_id], reason="these").json
+    assert (done["count"], Device.objects.filter(status="approved").count()) == (2, 2)
+    assert post(app, "approve", ids=[one.client_id], query="id:*", reason="x").status == 400
+    assert post(app, "approve", ids=["x"] * 1001, reason="x").status == 400
+
+
+@pytest.mark.parametrize("action", ["approve", "reject", "quarantine", "release", "revoke"])
+def test_an_action_needs_a_reason(app: Application, action: str) -> None:
+    """Without one nothing changes."""
+    devices(1)
+    assert post(app, action, query="id:*").status == 400
+    assert Device.objects.get().status == "pending"
+
+
+def test_the_audit_line_has_before_and_after(app: Application) -> None:
+    """Who, what, from which status to which, why, and by which request (D-12)."""
+    (device,) = devices(1)
+    reply = post(app, "approve", query="id:*", reason="kitchen")
+    detail = json.loads(AuditEvent.objects.get().detail)
+    assert detail == {
+        "from": "pending",
+        "to": "approved",
+        "reason": "kitchen",
+        "request": reply.headers["x-request-id"],
+    }
+    assert AuditEvent.objects.get().device == device.client_id
+
+
+def test_d13_two_operators_do_not_undo_each_other(app: Application) -> None:
+    """If-Match with the ETag that was read: 412 once somebody else has changed the device; its contacts change nothing."""
+    (device,) = devices(1)
+    path, headers = f"/api/v1/devices/{device.client_id}", {"host": "localhost"}
+    read = exchange(app, "GET", path, b"", headers, ME)
+    Device.objects.update(seen_at=int(time.time()))
+    assert (
+        post(app, "approve", {"if-match": read.headers["etag"]}, query=f"id:{device.client_id}", reason="a").status
+        == 200
+    )
+    late = post(app, "revoke", {"if-match": read.headers["etag"]}, query=f"id:{device.client_id}", reason="b")
+    assert (late.status, Device.objects.get().status) == (412, "approved")
+
+
+def test_the_same_request_twice_is_done_once(app: Application) -> None:
+    """An Idempotency-Key gives the first answer again; for another request it is refused; errors are remembered, too."""
+    devices(1)
+    key = {"idempotency-key": "k1"}
+    first = post(app, "approve", key, query="id:*", reason="x")
+    second = post(app, "approve", key, query="id:*", reason="x")
+    assert first.body == second.body and second.headers["idempotency-replayed"] == "true"
+    assert AuditEvent.objects.count() == 1
+    assert post(app, "reject", key, query="id:*", reason="x").status == 422
+    assert post(app, "approve", {"idempotency-key": "x" * 65}, query="id:*", reason="x").status == 400
+
+
+def test_a_secret_is_not_remembered(app: Application) -> None:
+    """D-04: an answer with a token in it is not kept, so the same key makes another token."""
+    kind = {"host": "localhost", "content-type": "application/json", "idempotency-key": "k2"}
+    made = [exchange(app, "POST", "/api/v1/enrollment-tokens", b"{}", kind, ME).json["token"] for _ in range(2)]
+    from pi_agent.fleet.models import RememberedAnswer
+
+    assert made[0] != made[1] and not RememberedAnswer.objects.exists()
+
+
+def test_what_has_not_changed_is_not_sent_again(app: Application) -> None:
+    """304 for the ETag of before; another answer once a device has changed."""
+    devices(1)
+    headers = {"host": "localhost"}
+    first = exchange(app, "GET", "/api/v1/devices?query=auth:never", b"", headers, ME)
+    known = headers | {"if-none-match": first.headers["etag"]}
+    assert exchange(app, "GET", "/api/v1/devices?query=auth:never", b"", known, ME).status == 304
+    devices(1)
+    assert exchange(app, "GET", "/api/v1/devices?query=auth:never", b"", known, ME).status == 200
+
+
+def test_tags_are_given_and_taken(app: Application) -> None:
+    """By query, once each, without regard to case; and what is no tag is refused."""
+    devices(2)
+    assert post(app, "tag", query="id:*", max=2, add=["Kiosk", "hall"], reason="x").json["count"] == 2
+    assert post(app, "tag", query="tag:kiosk", max=2, remove=["KIOSK"], add=["lab"], reason="x").json["count"] == 2
+    assert sorted(DeviceTag.objects.values_list("tag", flat=True)) == ["hall", "hall", "lab", "lab"]
+    wrong: list[dict[str, Any]] = [
+        {"add": ["a\nb"]},
+        {"add": [" x"]},
+        {},
+        {"add": ["x"], "remove": ["X"]},
+        {"add": ["x" * 65]},
+    ]
+    for bad in wrong:
+        assert post(app, "tag", query="id:*", max=2, reason="x", **bad).status == 400
+    assert audit.verify() is None

@@ -1,0 +1,123 @@
+"""Webhooks: signed, tried again, and never sent where they should not go. Requirement D-10."""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import json
+import threading
+from collections.abc import Iterator, Mapping
+from http.server import BaseHTTPRequestHandler, HTTPServer
+
+import pytest
+
+from fleet.support import Pi, register
+from pi_agent.errors import ConflictError, UsageError
+from pi_agent.fleet import webhooks
+from pi_agent.fleet.asgi import Application
+from pi_agent.fleet.models import Delivery
+
+NOW = 1_795_221_900
+
+
+class Receiver:
+    """A real HTTP server that answers with ``status`` and keeps what it was sent."""
+
+    def __init__(self) -> None:
+        self.got: list[tuple[Mapping[str, str], bytes]] = []
+        self.status = 200
+        outer = self
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_POST(self) -> None:
+                body = self.rfile.read(int(self.headers["content-length"]))
+                outer.got.append((dict(self.headers), body))
+                self.send_response(outer.status)
+                self.send_header("Location", f"http://127.0.0.1:{outer.server.server_port}/elsewhere")
+                self.send_header("Content-Length", "0")
+                self.end_headers()
+
+            def log_message(self, *_: object) -> None:
+                """Nothing."""
+
+        self.server = HTTPServer(("127.0.0.1", 0), Handler)
+        self.url = f"http://127.0.0.1:{self.server.server_port}/hook?x=1"
+        self.thread = threading.Thread(target=self.server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True)
+        self.thread.start()
+
+    def close(self) -> None:
+        self.server.shutdown()
+        self.server.server_close()
+        self.thread.join()
+
+
+@pytest.fixture
+def receiver() -> Iterator[Receiver]:
+    made = Receiver()
+    yield made
+    made.close()
+
+
+def test_a_pending_device_is_told_and_signed(app: Application, receiver: Receiver) -> None:
+    """The receiver can check who sent it, and when, with the secret it was given."""
+    hook = webhooks.add(receiver.url, ["pending"], by="ann", now=NOW)
+    pi = Pi()
+    register(app, pi)
+    assert webhooks.deliver(NOW + 10**6, webhooks.post_once) == 1
+    headers, body = receiver.got[0]
+    told = json.loads(body)
+    assert (told["event"], told["device"]) == ("pending", pi.client_id)
+    at, _, tag = headers["x-pi-fleet-signature"].partition(",v1=")
+    signed = hmac.new(hook.secret.encode(), at[2:].encode() + b"." + body, hashlib.sha256).hexdigest()
+    assert signed == tag
+    assert webhooks.deliver(NOW + 10**7, webhooks.post_once) == 0
+
+
+def test_who_does_not_answer_is_asked_again_and_not_for_ever(app: Application, receiver: Receiver) -> None:
+    """Later each time; after the last try it is over, and the error stays to be seen."""
+    webhooks.add(receiver.url, [], by="ann", now=NOW)
+    receiver.status = 500
+    webhooks.queue("device.revoke", "pi-1", {"reason": "x"}, actor="ann", now=NOW)
+    at, tries = NOW, 0
+    while (row := Delivery.objects.get()).next_at is not None:
+        assert row.next_at >= at
+        at = row.next_at
+        webhooks.deliver(at, webhooks.post_once)
+        tries += 1
+    assert (tries, len(receiver.got), Delivery.objects.get().error) == (11, 11, "answered 500")
+
+
+def test_no_redirect_is_followed(app: Application, receiver: Receiver) -> None:
+    """A 307 would carry the event to another host; it counts as a failure."""
+    webhooks.add(receiver.url, [], by="ann", now=NOW)
+    receiver.status = 307
+    webhooks.queue("device.revoke", "pi-1", {}, actor="ann", now=NOW)
+    assert webhooks.deliver(NOW, webhooks.post_once) == 0
+    assert len(receiver.got) == 1
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "http://example.org/",
+        "ftp://example.org/",
+        "https://u:p@example.org/",
+        "file:///etc/passwd",
+        "https:///x",
+        "https://[::1",
+        "x",
+    ],
+)
+def test_d10_an_address_is_https_or_loopback(app: Application, url: str) -> None:
+    """Nothing else is ever fetched."""
+    with pytest.raises(UsageError):
+        webhooks.add(url, [], by="ann", now=NOW)
+
+
+def test_an_unknown_event_and_a_second_webhook_are_refused(app: Application) -> None:
+    """With what there is."""
+    with pytest.raises(UsageError):
+        webhooks.add("https://hooks.test/", ["pendin"], by="ann", now=NOW)
+    webhooks.add("https://hooks.test/", [], by="ann", now=NOW)
+    with pytest.raises(ConflictError):
+        webhooks.add("https://hooks.test/", [], by="ann", now=NOW)
