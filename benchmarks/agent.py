@@ -380,7 +380,7 @@ def wall_of(command: list[str], said: bytes, variables: dict[str, str] | None = 
     os.write(writer, said)
     os.close(writer)
     silent = os.open(os.devnull, os.O_WRONLY)
-    actions = [(os.POSIX_SPAWN_DUP2, reader, 0), (os.POSIX_SPAWN_DUP2, silent, 1)]
+    actions = [(os.POSIX_SPAWN_DUP2, reader, 0), (os.POSIX_SPAWN_DUP2, silent, 1), (os.POSIX_SPAWN_DUP2, silent, 2)]
     begun = time.perf_counter()
     pid = os.posix_spawn(command[0], command, variables or dict(os.environ), file_actions=actions)
     _, status = os.waitpid(pid, 0)

@@ -253,9 +253,13 @@ class Doors:
     def _spend(self, uid: int, now: float) -> bool:
         """Take one request from what ``uid`` may ask; False when there is nothing left (a token bucket)."""
         left, at = self._budget.get(uid, (BURST, now))
-        left = min(BURST, left + (now - at) * REQUESTS_PER_SECOND)
-        self._budget[uid] = (max(left - 1, 0.0), now)
-        return left >= 1
+        left += (now - at) * REQUESTS_PER_SECOND
+        left = BURST if left > BURST else left
+        if left < 1:
+            self._budget[uid] = left, now
+            return False
+        self._budget[uid] = left - 1, now
+        return True
 
     def _dismiss(self, caller: Caller) -> None:
         del self._callers[caller.channel.fileno()]

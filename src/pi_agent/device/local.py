@@ -7,6 +7,13 @@ in this form is a BadRequestError with its status and a sentence. The resident i
 from __future__ import annotations
 
 MAX_REQUEST = 4096
+MAX_KNOWN = 32
+
+TYPE_CHECKING = False  # typing.TYPE_CHECKING without importing typing
+if TYPE_CHECKING:
+    Parts = tuple[str, str, dict[str, str], bool]
+
+_known: dict[bytes, Parts] = {}  # a program asks with the same bytes each time: they are read once
 
 REASONS = {
     200: "OK",
@@ -53,6 +60,16 @@ def parse(buffer: bytes) -> tuple[Request, int] | None:
         raise BadRequestError(431, "a request has at most 4096 bytes")
     if not end:
         return None
+    parts = _known.get(head)
+    if parts is None:
+        if len(_known) >= MAX_KNOWN:
+            _known.clear()
+        parts = _known[head] = _parts(head)
+    method, path, query, keep_alive = parts
+    return Request(method, path, query, keep_alive), len(head) + len(end)
+
+
+def _parts(head: bytes) -> Parts:
     lines = head.split(b"\r\n")
     method, target, version = _request_line(lines[0])
     headers = _headers(lines[1:])
@@ -61,7 +78,7 @@ def parse(buffer: bytes) -> tuple[Request, int] | None:
     path, _, query = target.partition(b"?")
     tokens = {token.strip() for token in headers.get(b"connection", b"").lower().split(b",")}
     keep_alive = b"close" not in tokens if version == b"HTTP/1.1" else b"keep-alive" in tokens
-    return Request(method.decode("ascii"), path.decode("ascii"), _query(query), keep_alive), len(head) + len(end)
+    return method.decode("ascii"), path.decode("ascii"), _query(query), keep_alive
 
 
 def answer(
