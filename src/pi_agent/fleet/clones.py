@@ -17,6 +17,7 @@ A board that keeps to one boot costs nothing here: its row is read anyway, and n
 from __future__ import annotations
 
 from collections.abc import Mapping
+from datetime import UTC, datetime
 from typing import Any, NamedTuple
 
 from pi_agent.assertion import SKEW, VerifiedAssertion
@@ -74,8 +75,8 @@ def watch(verified: VerifiedAssertion, past: Past, *, source: str, now: int, pol
         _remember(device, past, now)
     _move_to(device, boot=verified.boot, boot_first_at=now, source=source)
     if before is not None:
-        here = {"boot": verified.boot[:8], "source": source, "first": before.first_at, "last": now}
-        there = {"boot": str(past.boot)[:8], "source": past.source, "first": past.first_at, "last": past.auth_at}
+        here = _side(verified.boot, source, before.first_at, now)
+        there = _side(str(past.boot), past.source, past.first_at, past.auth_at)
         return _alarm(
             device, "device.clone", CLONED, {"here": here, "there": there}, source=source, now=now, policy=policy
         )
@@ -108,6 +109,8 @@ def _alarm(
     device: Device, action: str, words: str, detail: dict[str, object], *, source: str, now: int, policy: str
 ) -> OAuthError | None:
     """Mark the device, at most one audit line an hour; by policy, hold it."""
+    sides = (f"{name} {side['source']}" for name, side in detail.items() if isinstance(side, dict) and "source" in side)
+    detail = {"why": ", ".join((words, *sides)), **detail}
     holds = policy == "quarantine" and device.status == "approved"
     if holds or device.clone_at is None or device.clone_at <= now - HOUR or device.flag != words:
         _record(action, device.client_id, source, now, detail | {"policy": policy})
@@ -116,6 +119,13 @@ def _alarm(
         Device.objects.filter(pk=device.pk).update(status="quarantined", status_reason=words)
         _record("device.quarantine", device.client_id, source, now, {"by": "policy", "reason": words})
     return OAuthError("invalid_grant", HELD) if holds else None
+
+
+def _side(boot: str, source: str, first: int | None, last: int | None) -> dict[str, str]:
+    """One of two copies: where it is, and from when to when it was heard of (RFC 3339)."""
+    times = {"first": first, "last": last}
+    said = {name: datetime.fromtimestamp(at, UTC).strftime("%Y-%m-%dT%H:%M:%SZ") for name, at in times.items() if at}
+    return {"boot": boot[:8], "source": source, **said}
 
 
 def _move_to(device: Device, *, source: str, **more: object) -> None:

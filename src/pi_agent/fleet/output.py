@@ -163,6 +163,7 @@ def card(device: Device, now: int) -> str:
     lines += [("Refused for", plain(device["refused_reason"]))] if device["refused_reason"] else []
     lines += [("Simulated", "yes")] if device["simulated"] else []
     lines += [("Public key", f"{key['kid']} ({key['alg']})") for key in device["keys"]]
+    lines += [("Shown as", f"{device['code']}  {device['words']}")] if device.get("code") else []
     text = "".join(f"{name + ':':<15}{value}\n" for name, value in lines)
     events = "".join(f"  {utc(event['at'])}  {event_line(event)}\n" for event in device["events"])
     steps = "".join(f"  {plain(step)}\n" for step in device.get("next_steps", ()))

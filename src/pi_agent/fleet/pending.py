@@ -43,7 +43,6 @@ def _beginning(code: str) -> str:
 
 def describe(device: Device) -> dict[str, Any]:
     """A device with its code, its words, and in ``why`` everything that speaks for a second look."""
-    kid = next((key.kid for key in device.keys.all() if key.retired_at is None), "")
     enrolled = AuditEvent.objects.filter(device=device.client_id, action="device.enrolled").order_by("id").first()
     return {
         "id": device.client_id,
@@ -54,13 +53,18 @@ def describe(device: Device) -> dict[str, Any]:
         "revision": device.revision,
         "serial": device.serial,
         "key": device.key_protection,
-        "kid": kid,
-        "code": words.code(kid) if kid else None,
-        "words": " ".join(words.words(kid)) if kid else None,
+        **recognised_by(device),
         "source": enrolled.source if enrolled else None,
         "created": rfc3339(device.created_at),
-        "why": why(device),
     }
+
+
+def recognised_by(device: Device) -> dict[str, Any]:
+    """The thumbprint of the key in use, its code and its words (None without a key), and what speaks for a second look."""
+    speaking = (key.kid for key in device.keys.all() if key.retired_at is None and key.pending_until is None)
+    kid = next(speaking, None)
+    shown = {"code": words.code(kid), "words": " ".join(words.words(kid))} if kid else {"code": None, "words": None}
+    return {"kid": kid, **shown, "why": why(device)}
 
 
 def why(device: Device) -> list[str]:

@@ -135,26 +135,6 @@ def history(client_id: str, limit: int = RECENT_EVENTS) -> list[AuditEvent]:
     return list(AuditEvent.objects.filter(device=client_id).order_by("-id")[:limit])
 
 
-def why(device: Device) -> list[str]:
-    """What an operator should know before deciding about a device that waits."""
-    twins = (
-        Device.objects.filter(serial=device.serial).exclude(pk=device.pk) if device.serial else Device.objects.none()
-    )
-    others = list(twins.values_list("client_id", "status")[:5])
-    facts = [
-        f"it says it is a {MODELS.get(device.model or '', device.model)} with code {device.revision}"
-        if device.model
-        else "it did not say which board it is",
-        "it came without an enrollment token",
-        f"its private key is kept in: {device.key_protection}",
-    ]
-    facts += ["it is a simulated board"] if device.simulated else []
-    facts += [f"its serial is also enrolled as {client_id} ({status})" for client_id, status in others]
-    if device.serial and not others:
-        facts.append("its serial has not been seen before")
-    return facts
-
-
 def next_steps(device: Device, role: str) -> list[str]:
     """What could be done about a device now, as commands."""
     fitting = [
@@ -184,7 +164,11 @@ def describe(device: Device, now: int | None = None) -> dict[str, Any]:
         "simulated": device.simulated,
         "agent": device.agent_version,
         "key": device.key_protection,
-        "keys": [{"kid": key.kid, "alg": key.alg, "created": rfc3339(key.created_at)} for key in device.keys.all()],
+        "keys": [
+            {"kid": key.kid, "alg": key.alg, "created": rfc3339(key.created_at)}
+            for key in device.keys.all()
+            if key.retired_at is None
+        ],
         "tags": [tag.tag for tag in device.tags.all()],
         "scope": device.scopes,
         "created": rfc3339(device.created_at),

@@ -11,6 +11,7 @@ from django.views.decorators.http import require_GET, require_POST
 
 from pi_agent.errors import ConflictError, PiAgentError, UnknownDeviceError
 from pi_agent.fleet import changes, registry, views
+from pi_agent.fleet import pending as pending_facts
 from pi_agent.fleet.access import ForbiddenError
 from pi_agent.fleet.changes import ACTIONS, Chosen
 from pi_agent.fleet.pages import show
@@ -101,7 +102,8 @@ def device(request: HttpRequest, device_id: str) -> HttpResponseBase:
         "events": [show.event(registry.describe_event(event), now) for event in registry.history(device_id)],
         "actions": [action.name for action in fitting if caller.may(action.role)],
         "version": changes.version(found),
-        "why": registry.why(found) if found.status == "pending" else [],
+        **pending_facts.recognised_by(found),
+        "why": pending_facts.why(found) if found.status == "pending" else [],
         "problem": problem,
     }
     return render(request, "device.html", context, status=400 if problem else 200)
@@ -130,6 +132,6 @@ def pending(request: HttpRequest) -> HttpResponseBase:
     found = registry.find(
         "status:pending", now=now, limit=PENDING, sort="created", cursor=request.GET.get("cursor", "")
     )
-    rows = [show.row(registry.describe(one), now) | {"why": registry.why(one)} for one in found.devices]
+    rows = [show.row(registry.describe(one), now) | pending_facts.recognised_by(one) for one in found.devices]
     context = {"caller": caller, "rows": rows, "total": found.total, "next": link("/pending", cursor=found.cursor)}
     return render(request, "pending.html", context | {"more": bool(found.cursor), "may": caller.may("approver")})

@@ -13,7 +13,7 @@ from ninja import Router, Schema
 from pydantic import Field
 
 from pi_agent.catalogue import FIELDS, KINDS
-from pi_agent.fleet import changes, export, registry, suggestions, views
+from pi_agent.fleet import changes, export, pending, registry, suggestions, views
 from pi_agent.fleet.access import Caller
 from pi_agent.fleet.changes import Change, Chosen
 from pi_agent.fleet.pages.show import one_line
@@ -178,7 +178,8 @@ def show_device(request: HttpRequest, device_id: str) -> dict[str, Any]:
     """One device, with its newest audit lines. The part of its ETag before the dot changes only when an operator changes it."""
     device = registry.get(device_id)
     events = [registry.describe_event(event) for event in registry.history(device_id)]
-    answer = {"schema": "pi-fleet.device/1", **registry.describe(device, now()), "events": events}
+    shown = {name: value for name, value in pending.recognised_by(device).items() if name in ("code", "words")}
+    answer = {"schema": "pi-fleet.device/1", **registry.describe(device, now()), **shown, "events": events}
     request.etag = f"{changes.version(device)}.{_digest(answer)}"  # type: ignore[attr-defined]  # as above
     caller: Caller = request.auth  # type: ignore[attr-defined]  # ninja puts the caller there
     return answer | {"version": changes.version(device), "next_steps": registry.next_steps(device, caller.role)}
