@@ -39,6 +39,7 @@ if (box && list) {
     const option = event.target.closest("[role=option]");
     if (option) { event.preventDefault(); take(option); }
   });
+  box.addEventListener("input", () => show(false)); // what is listed was for the text of before
   box.addEventListener("blur", () => show(false));
   box.addEventListener("keydown", (event) => {
     if (list.hidden) return;
