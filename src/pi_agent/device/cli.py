@@ -34,7 +34,7 @@ example:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; its exit code is returned."""
     arguments = sys.argv[1:] if argv is None else list(argv)
-    args = _parser(arguments).parse_args(arguments)
+    args = parse(arguments)
     try:
         code: int = _command(args.command).run(args)
         sys.stdout.flush()
@@ -48,6 +48,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         where = f"{error.filename}: " if error.filename else ""
         return _stop_writing(_report(PiAgentError(f"{where}{error.strerror or error}"), args))
     return code
+
+
+def parse(arguments: list[str]) -> argparse.Namespace:
+    """The command that a line asks for. Raises SystemExit where it makes none, as argparse does."""
+    return _parser(arguments).parse_args(arguments)
 
 
 def _parser(arguments: list[str]) -> argparse.ArgumentParser:

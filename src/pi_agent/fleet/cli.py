@@ -41,7 +41,7 @@ example:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    arguments = _parser().parse_args(_queries(sys.argv[1:] if argv is None else argv))
+    arguments = parse(sys.argv[1:] if argv is None else argv)
     try:
         code: int = arguments.run(arguments)
         sys.stdout.flush()
@@ -54,6 +54,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # the reader has left; nothing more to say to it
         return 1
     return code
+
+
+def parse(argv: Sequence[str]) -> argparse.Namespace:
+    """The command that a line asks for. Raises SystemExit where it makes none, as argparse does."""
+    return _parser().parse_args(_queries(argv))
 
 
 def _queries(argv: Sequence[str]) -> list[str]:
