@@ -7,7 +7,6 @@ a few seconds.
 
 from __future__ import annotations
 
-import json
 import socket
 import ssl
 import time
@@ -19,7 +18,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from pi_agent import client
-from pi_agent.board import Board, board_claims
+from pi_agent.board import Board
 from pi_agent.device import clock, config, discovery, identity, joining, mounts, preparation, worker
 from pi_agent.device.probe import probe
 from pi_agent.device.transport import http_date, within
@@ -216,7 +215,7 @@ class Doctor:
         answer = worker.refresh(self._fields() | {"action": "token"})
         if answer["outcome"] == "token":
             return Finding("token", OK, f"the server gives one for {answer['expires_in']} s")
-        text, hint = str(answer["message"]), str(answer["hint"])
+        text, hint = str(answer["message"]), str(answer.get("hint", ""))
         if answer["outcome"] == "pending":
             hint = hint or f"an operator runs: pi-fleet approve {self.known.client_id}"
         return Finding("token", BAD, text, hint)
@@ -249,12 +248,7 @@ class Doctor:
     def _fields(self) -> dict[str, str]:
         """What a worker needs, as the resident would hand it over."""
         assert self.board is not None
-        given = {setting.attribute: str(getattr(self.settings, setting.attribute)) for setting in config.SETTINGS}
-        return given | {
-            "board": json.dumps(board_claims(self.board)),
-            "scope": " ".join(self.settings.token_scope.split()),
-            "audience": self.settings.token_resource,
-        }
+        return preparation.for_worker(self.settings, self.board) | {"audience": self.settings.token_resource}
 
 
 def _date(connection: HTTPSConnection) -> int | None:

@@ -18,7 +18,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from pi_agent.board import board_claims
+from pi_agent.board import Board, board_claims
 from pi_agent.device import allow, children, config, files, frames, golden, identity, joining, mounts
 from pi_agent.device.commands.board import to_json
 from pi_agent.device.probe import probe
@@ -47,18 +47,13 @@ def prepare(flags: Mapping[str, Any]) -> dict[str, str]:
     known.check_board(board.serial or "")
     files.sweep(settings.state)
     files.make_directory(settings.runtime, 0o750)
-    given = {setting.attribute: str(getattr(settings, setting.attribute)) for setting in config.SETTINGS}
-    fields = given | {
+    fields = for_worker(settings, board) | {
         "python": sys.executable,
         "path": os.pathsep.join(os.path.realpath(entry) for entry in sys.path if Path(entry).is_dir()),
         "issuer": known.issuer,
         "client_id": known.client_id,
-        "board": json.dumps(board_claims(board)),
-        "board_flags": " ".join(board.flags),
         "board_document": json.dumps(to_json(board)),
         "key": joining.load_key(settings.state, known).protection,
-        "key_variables": json.dumps({name: os.environ[name] for name in children.KEY_VARIABLES if name in os.environ}),
-        "scope": " ".join(settings.token_scope.split()),
         "resource": settings.token_resource,
         "spread": str(settings.token_spread),
         "phase": f"{_phase(known.kid):.6f}",
@@ -73,6 +68,17 @@ def prepare(flags: Mapping[str, Any]) -> dict[str, str]:
     if len(frames.pack(fields)) > frames.MAX_FRAME // 2:
         raise ConfigError("the settings are longer than 32 KiB", path=str(settings.config))
     return fields
+
+
+def for_worker(settings: config.Settings, board: Board) -> dict[str, str]:
+    """The fields that a worker reads; ``doctor`` makes its trial request with them, too."""
+    given = {setting.attribute: str(getattr(settings, setting.attribute)) for setting in config.SETTINGS}
+    return given | {
+        "board": json.dumps(board_claims(board)),
+        "board_flags": " ".join(board.flags),
+        "key_variables": json.dumps({name: os.environ[name] for name in children.KEY_VARIABLES if name in os.environ}),
+        "scope": " ".join(settings.token_scope.split()),
+    }
 
 
 def warnings(settings: config.Settings) -> list[str]:
