@@ -52,7 +52,8 @@ def refresh(settings: dict[str, str]) -> Fields:
     except PiAgentError as error:
         answer = attempt.failure(error)
     except Exception as error:  # noqa: BLE001  # the resident must learn of a fault in here too; details could hold secrets
-        answer = {"outcome": "failed", "reason": "bug", "message": f"unexpected {type(error).__name__} in the worker"}
+        text = f"unexpected {type(error).__name__} in the worker"
+        answer = {"outcome": "failed", "reason": "bug", "message": text, "hint": "pi-agent --version; please report it"}
     return answer | attempt.learned()
 
 
