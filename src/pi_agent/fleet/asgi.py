@@ -22,7 +22,7 @@ from django.core.handlers.asgi import ASGIHandler
 from django.db import connections
 
 from pi_agent.errors import OAuthError
-from pi_agent.fleet import enrollment, health, introspection, rotation
+from pi_agent.fleet import database, enrollment, health, introspection, rotation
 from pi_agent.fleet.clerk import BUG, FAILED, MAX_WAITING, Clerk, log
 from pi_agent.fleet.pages import static_files
 from pi_agent.fleet.sources import client_behind, networks
@@ -133,6 +133,8 @@ class Application:
         except Exception as error:  # noqa: BLE001  # the last line: whatever it is, the client is told nothing about it
             log.error(BUG, type(error).__name__, exc_info=error)
             return FAILED
+        finally:
+            database.release()
 
     def close(self) -> None:
         """Let each thread finish and close its own database connection."""

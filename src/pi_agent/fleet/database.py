@@ -82,6 +82,14 @@ def lock(purpose: str) -> None:
             cursor.execute("SELECT pg_advisory_xact_lock(%s)", [_number(purpose)])
 
 
+def release() -> None:
+    """Give this thread's connection back to the pool, which looks at it before it is used again. SQLite keeps its own."""
+    from django.db import connection  # as above
+
+    if connection.vendor == "postgresql":
+        connection.close()
+
+
 def migrate(settings: Settings) -> None:
     """Bring the database to this version of the program. Raises ConfigError when a newer one has been there."""
     from django.conf import settings as django_settings  # as above

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from django.db import DatabaseError, connection, connections
 
 from pi_agent.errors import PiAgentError
-from pi_agent.fleet import audit, ledger, rhythm, signing
+from pi_agent.fleet import audit, database, ledger, rhythm, signing
 from pi_agent.fleet.asgi import Application
 from pi_agent.fleet.audit import Actor, Event
 from pi_agent.fleet.models import RevokedToken
@@ -96,6 +96,10 @@ def attempt(chore: Chore) -> None:
         log.warning("%s failed: %s", chore.name, first_line(error))
     except PiAgentError as error:
         log.error("%s failed: %s", chore.name, error)
+    except Exception as error:  # the last line: the other chores are still to be done
+        log.error("%s failed with %s; this is a bug in pi-fleet", chore.name, type(error).__name__, exc_info=error)
+    finally:
+        database.release()
 
 
 def purge(now: int) -> None:

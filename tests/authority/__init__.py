@@ -1,0 +1,1 @@
+"""Tests of the authority: what survives attackers, crashes, and its own fleet."""

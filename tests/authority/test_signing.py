@@ -1,0 +1,168 @@
+"""Signing keys: published before they are used and kept after, in step everywhere, sealed (requirements F-07, RS-10, RS-11, C-13)."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+
+import jwt
+import pytest
+
+from fleet.conftest import SETTINGS
+from fleet.support import ISSUER, Pi, ask, exchange
+from pi_agent import jws
+from pi_agent.errors import ConflictError, KeyFileError, UsageError
+from pi_agent.fleet import signing
+from pi_agent.fleet.asgi import Application
+from pi_agent.fleet.models import SharedSecret, SigningKey
+from pi_agent.fleet.signing import JWKS_SECONDS, KEEP_SECONDS, PUBLISH_SECONDS
+
+NOW = int(time.time())
+SEALED = replace(SETTINGS, key_secret="correct horse battery staple")
+
+
+@pytest.fixture
+def keys(app: Application) -> Iterator[None]:
+    """No signing keys yet; those of the fleet are back afterwards."""
+    rows = list(SigningKey.objects.all())
+    SigningKey.objects.all().delete()
+    yield
+    SigningKey.objects.all().delete()
+    SharedSecret.objects.all().delete()
+    SigningKey.objects.bulk_create(rows)
+
+
+def states(now: int) -> list[str]:
+    return [key.state(now) for key in signing.load_ring(SETTINGS, now=now).keys]
+
+
+def test_f07_a_key_is_published_before_it_signs_and_kept_after(keys: None) -> None:
+    """The whole life of two keys, by the clock alone."""
+    first = signing.load_ring(SETTINGS, now=NOW).signing(NOW).kid
+    second = signing.rotate(SETTINGS, now=NOW + 100).kid
+    ring = signing.load_ring(SETTINGS, now=NOW + 100)
+    starts = NOW + 100 + PUBLISH_SECONDS
+    assert PUBLISH_SECONDS > JWKS_SECONDS  # whoever fetched the keys just before has fetched them again
+    for now, signs, published, words in (
+        (NOW + 100, first, {first, second}, ["signing", "next"]),
+        (starts - 1, first, {first, second}, ["signing", "next"]),
+        (starts, second, {first, second}, ["kept", "signing"]),
+        (starts + KEEP_SECONDS - 1, second, {first, second}, ["kept", "signing"]),
+        (starts + KEEP_SECONDS, second, {second}, ["past", "signing"]),
+    ):
+        assert ring.signing(now).kid == signs
+        assert {key.kid for key in ring.published(now)} == published
+        assert [key.state(now) for key in ring.keys] == words
+
+
+def test_f07_no_valid_token_is_refused_while_keys_change(app: Application, pi: Pi, keys: None) -> None:
+    """Tokens bought before, during and after a rotation verify with the key set of any moment from their own on."""
+    clock = [NOW]
+    application = Application(app.authority, clock=lambda: clock[0])
+    try:
+        application.reload()
+        tokens: list[str] = []
+        for step in (0, 1, PUBLISH_SECONDS - 1, 1, 60):
+            clock[0] += step
+            if step == 1 and len(tokens) == 1:
+                signing.rotate(SETTINGS, now=clock[0])
+            application.reload()
+            body = pi.form(pi.assertion(iat=clock[0], exp=clock[0] + 60))
+            tokens.append(ask(application, body).json["access_token"])
+            published = {key["kid"]: jwt.PyJWK(key) for key in exchange(application, "GET", "/oauth/jwks").json["keys"]}
+            for token in tokens:
+                key = published[jwt.get_unverified_header(token)["kid"]]
+                jwt.decode(token, key, algorithms=["ES256"], audience=ISSUER, options={"verify_iat": False})
+        assert len({jwt.get_unverified_header(token)["kid"] for token in tokens}) == 2
+    finally:
+        application.close()
+        app.reload()
+
+
+def test_rs11_a_lagging_server_signs_with_what_all_publish(keys: None) -> None:
+    """A ring that was loaded before the rotation signs with a key that is in every ring, until long after the change."""
+    old = signing.load_ring(SETTINGS, now=NOW)
+    signing.rotate(SETTINGS, now=NOW)
+    new = signing.load_ring(SETTINGS, now=NOW)
+    later = NOW + PUBLISH_SECONDS + 60
+    assert old.signing(later).kid in {key.kid for key in new.published(later)}
+    assert old.find(new.signing(NOW).kid, NOW) is not None
+
+
+def test_two_rotations_in_a_row_are_refused(keys: None) -> None:
+    """The one that waits comes first; at once is possible, for when a key has leaked."""
+    signing.load_ring(SETTINGS, now=NOW)
+    signing.rotate(SETTINGS, now=NOW)
+    with pytest.raises(ConflictError):
+        signing.rotate(SETTINGS, now=NOW + 1)
+    made = signing.rotate(SETTINGS, now=NOW + 1, at_once=True)
+    assert signing.load_ring(SETTINGS, now=NOW + 1).signing(NOW + 1).kid == made.kid
+
+
+def test_a_retired_key_is_gone_at_once(app: Application, pi: Pi, keys: None) -> None:
+    """It is not published, its tokens are inactive, its private half is destroyed; the last one cannot be retired."""
+    app.reload()
+    kid = app.authority.ring.signing(NOW).kid
+    with pytest.raises(ConflictError):
+        signing.retire(kid, now=NOW)
+    signing.rotate(SETTINGS, now=NOW, at_once=True)
+    signing.retire(kid, now=NOW)
+    app.reload()
+    assert kid not in {key["kid"] for key in exchange(app, "GET", "/oauth/jwks").json["keys"]}
+    assert SigningKey.objects.get(kid=kid).private_key == ""
+    with pytest.raises(UsageError):
+        signing.retire(kid, now=NOW)
+
+
+def test_a_key_is_replaced_when_it_is_old(keys: None) -> None:
+    """After ``key_days``, once, whichever server sees it first."""
+    signing.load_ring(SETTINGS, now=NOW)
+    due = NOW + SETTINGS.key_days * 86400
+    assert signing.rotate_when_due(SETTINGS, now=due - 1) is None
+    assert signing.rotate_when_due(SETTINGS, now=due) is not None
+    assert signing.rotate_when_due(SETTINGS, now=due) is None
+
+
+def test_keys_are_sealed_with_a_secret_from_outside(keys: None) -> None:
+    """Also those that were made before there was one. Without it, or with another, nothing is signed, and no key is made up."""
+    kid = signing.load_ring(SETTINGS, now=NOW).signing(NOW).kid
+    assert "PRIVATE KEY" in SigningKey.objects.get().private_key
+    assert signing.load_ring(SEALED, now=NOW).signing(NOW).kid == kid
+    assert SigningKey.objects.get().private_key.startswith(signing.SEALED)
+    with pytest.raises(KeyFileError, match="not there"):
+        signing.load_ring(SETTINGS, now=NOW)
+    with pytest.raises(KeyFileError, match="another secret"):
+        signing.load_ring(replace(SETTINGS, key_secret="x" * 20), now=NOW)
+    assert SigningKey.objects.count() == 1
+
+
+def test_sealed_values_cannot_change_places(keys: None) -> None:
+    """What was sealed under one name does not open under another."""
+    sealed = signing.seal(b"data", SEALED, "a")
+    assert signing.unseal(sealed, SEALED, "a") == b"data"
+    with pytest.raises(KeyFileError):
+        signing.unseal(sealed, SEALED, "b")
+
+
+def test_servers_that_share_a_database_share_their_secret(keys: None) -> None:
+    """The second one finds what the first has made, and it is sealed where the keys are."""
+    assert signing.shared_secret(SEALED, "nonce") == signing.shared_secret(SEALED, "nonce")
+    assert signing.shared_secret(SEALED, "nonce") != signing.shared_secret(SEALED, "django")
+    assert all(row.value.startswith(signing.SEALED) for row in SharedSecret.objects.all())
+
+
+def test_rs10_without_a_key_that_may_sign_the_server_is_not_ready(app: Application, keys: None) -> None:
+    """A key whose time has not come, with a clock that went back: not ready, and it says what is missing."""
+    SigningKey.objects.all().delete()
+    signing.load_ring(SETTINGS, now=NOW + 10_000)
+    app.reload()
+    reply = exchange(app, "GET", "/readyz")
+    assert (reply.status, reply.json["missing"]) == (503, ["signing key"])
+    assert exchange(app, "GET", "/healthz").status == 200
+
+
+def test_the_first_segment_of_a_token_is_its_header(app: Application, pi: Pi) -> None:
+    """It is made once a key and not once a token, and says what it should."""
+    token = jws.parse(ask(app, pi.form()).json["access_token"])
+    assert token.header == {"typ": "at+jwt", "alg": "ES256", "kid": app.authority.ring.signing(NOW).kid}
