@@ -27,7 +27,8 @@ def make_directory(path: Path, mode: int) -> None:
         raise KeyFileError(f"{path} is not a directory", path=str(path)) from None
     except OSError as error:
         raise _failed("make the directory", path, error) from error
-    check_directory(path)
+    with as_owner_of(path):
+        check_directory(path)
 
 
 def check_directory(path: Path) -> None:

@@ -61,6 +61,11 @@ def write(path: Path, changes: Mapping[str, str | int | bool]) -> None:
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)
+        folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            os.fsync(folder)  # or a power cut in the next seconds undoes the renaming
+        finally:
+            os.close(folder)
     except UnicodeDecodeError as error:
         raise ConfigError(f"cannot read {path}: {error}", path=str(path)) from error
     except OSError as error:
