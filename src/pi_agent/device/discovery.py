@@ -6,10 +6,12 @@ another's endpoint. Endpoints in the settings win over it (requirement A-18).
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlsplit
 
+from pi_agent.device import clock
 from pi_agent.device.transport import Transport
 from pi_agent.device.urls import check_url
 from pi_agent.errors import TransportError
@@ -34,6 +36,20 @@ def metadata_urls(issuer: str, which: str = "both") -> list[str]:
     path = parts.path.rstrip("/")
     urls = {"oauth": f"{parts.scheme}://{parts.netloc}{OAUTH}{path}", "oidc": issuer.rstrip("/") + OIDC}
     return list(urls.values()) if which == "both" else [urls[which]]
+
+
+def signing_time(transport: Transport, issuer: str) -> int:
+    """The time for a command to sign with: the server's where it differs from ours. A server not heard yet is asked.
+
+    Raises TransportError when neither clock can be right.
+    """
+    if transport.seen is None:
+        transport.get_json(metadata_urls(issuer)[0])
+    anchored = clock.anchor(*transport.seen) if transport.seen else None
+    now = clock.signing_time(time.time(), time.clock_gettime(time.CLOCK_BOOTTIME), anchored)
+    if now is None:
+        raise TransportError("the clock is wrong, and the server told no time", reason="clock", hint="timedatectl")
+    return now
 
 
 def discover(transport: Transport, issuer: str, *, loopback_http: bool = False, which: str = "both") -> Metadata:

@@ -105,9 +105,8 @@ ACTIONS: dict[str, Callable[[argparse.Namespace, Settings], dict[str, Any]]] = {
 
 def _replace(args: argparse.Namespace, settings: Settings, known: Identity, location: str) -> dict[str, Any]:
     """Sign the key at ``location`` in with the present one, and use it once, which retires the present one."""
-    import time
-
     from pi_agent.device import identity, joining, rotate, worker
+    from pi_agent.device.discovery import signing_time
     from pi_agent.device.keys import stores
     from pi_agent.device.preparation import prepare
 
@@ -116,7 +115,14 @@ def _replace(args: argparse.Namespace, settings: Settings, known: Identity, loca
     known = rotate.begin(settings.state, known, location)
     key = stores.load_or_create(known.next_key, settings.state)
     transport = worker.transport(fields)
-    rotate.sign_in(transport, known, old, key, loopback_http=settings.server_loopback_http, now=int(time.time()))
+    rotate.sign_in(
+        transport,
+        known,
+        old,
+        key,
+        loopback_http=settings.server_loopback_http,
+        now=signing_time(transport, known.issuer),
+    )
     answer = worker.refresh(fields | {"audience": settings.token_resource})
     known = identity.load(settings.state)
     if known.next_key:

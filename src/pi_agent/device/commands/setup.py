@@ -60,6 +60,7 @@ def run(args: argparse.Namespace) -> int:
     """0 when the board is approved, 4 while it waits for approval or was refused."""
     from pi_agent.board import board_claims
     from pi_agent.device import config, enroll, files, joining
+    from pi_agent.device.discovery import signing_time
     from pi_agent.device.probe import probe
     from pi_agent.device.transport import Transport
     from pi_agent.device.worker import agent_claims
@@ -100,7 +101,7 @@ def run(args: argparse.Namespace) -> int:
             agent=agent_claims(key, simulated=str(settings.root) != "/", flags=board.flags),
             name=settings.name,
             enrollment_token=enrollment_token,
-            now=int(time.time()),
+            now=signing_time(transport, issuer),
         )
 
     registration = register()
