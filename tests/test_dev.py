@@ -295,7 +295,9 @@ class TestCommands:
         status, _, err = tree.run("check")
         assert status == 1
         assert err.count("No module named") == 4
-        assert "error: failed: ruff check . dev, ruff format --check . dev, mypy --strict, mypy --strict dev" in err
+        files = ". dev packaging/generate packaging/pi-agent"
+        failed = f"ruff check {files}, ruff format --check {files}, mypy --strict, mypy --strict dev"
+        assert f"error: failed: {failed}" in err
 
     def test_lock_asks_uv(self, tree: Tree) -> None:
         """The lock is uv's work alone: it needs no .venv, and its further arguments go to uv."""
