@@ -19,7 +19,6 @@ from django.http import HttpRequest
 
 from pi_agent.errors import PiAgentError, UsageError
 from pi_agent.fleet import audit, folder
-from pi_agent.fleet.asgi import source_of
 from pi_agent.fleet.audit import Actor, Event
 from pi_agent.fleet.models import Operator, OperatorToken
 from pi_agent.fleet.settings import current
@@ -66,6 +65,8 @@ class Caller:
 
 def caller_of(request: HttpRequest, now: int) -> Caller | None:
     """Who makes a request, or None for a stranger. A wrong token is a stranger, whatever else the request has."""
+    from pi_agent.fleet.asgi import source_of  # the application serves metrics, and those ask who calls
+
     source = source_of(request.scope)  # type: ignore[attr-defined]  # an ASGIRequest has a scope
     authorization = request.headers.get("authorization")
     if authorization is not None:

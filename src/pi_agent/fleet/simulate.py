@@ -2,7 +2,7 @@
 
 Boards have real revision codes, about as common as the boards are, and rhythms as agents have them. A few wait for
 approval, are late, were refused, or claim a serial that another one has. Every one is marked simulated; nobody holds
-their private keys. The same seed gives the same fleet.
+their private keys. The same seed gives the same fleet, if it is the first.
 
 Devices, keys and audit lines are written in batches, each a transaction, so that whoever interrupts the work keeps a
 whole fleet of those done so far.
@@ -71,7 +71,7 @@ def boards() -> dict[Revision, int]:
     return {decode_revision(code): int(weight) for code, weight in pairs}
 
 
-def plan(count: int, *, days: int, now: int, seed: int) -> Iterator[Made]:
+def plan(count: int, *, days: int, now: int, seed: str) -> Iterator[Made]:
     """Devices in the order in which they came, over the ``days`` before ``now``."""
     dice = random.Random(seed)  # noqa: S311  # a fleet to look at, not a secret
     codes = boards()
@@ -91,7 +91,7 @@ def plan(count: int, *, days: int, now: int, seed: int) -> Iterator[Made]:
 
 
 def _pick(dice: random.Random, weights: dict[Any, int]) -> Any:
-    return dice.choices(list(weights), list(weights.values()))[0]
+    return dice.choices(tuple(weights), tuple(weights.values()))[0]
 
 
 def _device(
@@ -159,7 +159,12 @@ def _times(dice: random.Random, status: str, created: int, now: int) -> dict[str
 
 def fill(count: int, *, days: int, now: int, seed: int, progress: Progress) -> None:
     """Add a simulated fleet to the registry."""
-    devices = plan(count, days=days, now=now, seed=seed)
+    devices = plan(count, days=days, now=now, seed=f"{seed} {Device.objects.count()}")  # a second fleet is another one
+    if connection.vendor == "sqlite":
+        with connection.cursor() as cursor:
+            cursor.execute(
+                "PRAGMA cache_size = -1000000"
+            )  # the indexes of a million devices, so that none is read again
     while batch := list(islice(devices, BATCH)):
         with transaction.atomic():
             _write(batch)

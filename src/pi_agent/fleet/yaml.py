@@ -6,7 +6,7 @@ import json
 import re
 from typing import Any
 
-PLAIN = re.compile(r"[A-Za-z][A-Za-z0-9 ./_-]*[A-Za-z0-9]", re.ASCII)
+PLAIN = re.compile(r"[A-Za-z]([A-Za-z0-9 ./_-]*[A-Za-z0-9])?", re.ASCII)
 WORDS = frozenset(["true", "false", "yes", "no", "on", "off", "null", "y", "n"])
 
 
