@@ -164,7 +164,7 @@ def first_row(folder: Path) -> float:
 
 
 def until_first_row(folder: Path) -> float:
-    command = [BIN / "pi-fleet", "--data", folder, "devices", *HEADLINE.split()]
+    command = [str(BIN / "pi-fleet"), "--data", str(folder), "devices", *HEADLINE.split()]
     started = time.perf_counter()
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as process:
         assert process.stdout is not None
@@ -179,7 +179,7 @@ def page_load(folder: Path) -> Iterator[Figure]:
     """From the click to the load event of the devices page, as the browser's own clock has it."""
     chromium = shutil.which("chromium")
     try:
-        from playwright.sync_api import sync_playwright
+        from playwright.sync_api import sync_playwright  # type: ignore[import-not-found]  # only the page needs it
     except ModuleNotFoundError:
         chromium = None
     if chromium is None:

@@ -87,10 +87,22 @@ GET /settings admin
 POST /settings admin
 GET /api reader
 GET /sd/prometheus reader
+GET /metrics reader
+GET /metrics reader
 """
 OPEN = {"", "sign-in", "sign-in/<str:token>", "sign-out"}
 POSTED_ONLY = {"devices/act", "views"}
-READ_ONLY = {"devices", "devices.csv", "devices/suggest", "devices/charts", "pending", "audit", "api", "sd/prometheus"}
+READ_ONLY = {
+    "devices",
+    "devices.csv",
+    "devices/suggest",
+    "devices/charts",
+    "pending",
+    "audit",
+    "api",
+    "sd/prometheus",
+    "metrics",
+}
 PATHS = {
     "{device_id}": "pi-0000000000000000",
     "{slug}": "late",
