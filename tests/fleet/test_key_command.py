@@ -110,6 +110,7 @@ def test_a_copied_card_in_another_board(card: Card, live: LiveFleet) -> None:
     """RA-25: run refuses, says whose identity it is and what to type; typing that enrolls this board as itself."""
     first = card.key("show")
     card.put_into("00000000cccc0003")
+    assert "note: this identity belongs to the board" in card.run("key", "show").stderr
     refused = card.run("run")
     assert (refused.returncode, refused.stderr.count(str(first["serial"]))) == (1, 1)
     assert f"pi-agent setup {live.issuer}" in refused.stderr

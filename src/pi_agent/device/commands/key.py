@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from pi_agent.errors import AgentError, ConflictError
+from pi_agent.errors import AgentError, BoardError, ConflictError, KeyFileError
 
 if TYPE_CHECKING:
     from pi_agent.device.config import Settings
@@ -58,8 +58,15 @@ def run(args: argparse.Namespace) -> int:
 
 def _show(_: argparse.Namespace, settings: Settings) -> dict[str, Any]:
     from pi_agent.device import identity, joining
+    from pi_agent.device.probe import probe
 
     known = identity.load(settings.state)
+    try:
+        known.check_board(probe(str(settings.root)).serial or "")
+    except KeyFileError as error:
+        sys.stderr.write(f"note: {error}\nhint: {error.hint}\n")
+    except BoardError:
+        pass  # which board this is does not matter for showing a key
     return _describe(settings, known, joining.load_key(settings.state, known))
 
 
