@@ -22,7 +22,7 @@ from django.core.handlers.asgi import ASGIHandler
 from django.db import connections
 
 from pi_agent.errors import OAuthError
-from pi_agent.fleet import database, enrollment, health, introspection, rotation
+from pi_agent.fleet import counters, database, enrollment, health, introspection, rotation
 from pi_agent.fleet.clerk import BUG, FAILED, MAX_WAITING, Clerk, log
 from pi_agent.fleet.pages import static_files
 from pi_agent.fleet.sources import client_behind, networks
@@ -104,9 +104,10 @@ class Application:
         if path.startswith(static_files.PREFIX):
             return await reply(send, static_files.answer(method, path, headers), method)
         if path in self.blocking:
-            return await reply(
-                send, await self._in_thread(self.blocking[path], self._request(scope, headers, body)), method
-            )
+            answer = await self._in_thread(self.blocking[path], self._request(scope, headers, body))
+            counters.count("pi_fleet_requests_total", f"{path.rpartition('/')[2]} {answer.outcome}")
+            return await reply(send, answer, method)
+        scope["application"] = self  # for the metrics
         return await self.django(scope, replay(body), send)
 
     def _request(self, scope: Scope, headers: Mapping[bytes, bytes], body: bytes) -> Request:

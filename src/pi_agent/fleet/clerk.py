@@ -19,14 +19,14 @@ from typing import NamedTuple, TypeVar
 
 from django.db import connections
 
-from pi_agent.fleet import grants
+from pi_agent.fleet import counters, grants
 from pi_agent.fleet.grants import Claim, Unusable
 from pi_agent.fleet.tokens import Authority
 from pi_agent.fleet.web import Answer, Request, json_answer, oauth_refusal, try_again
 
 MAX_WAITING = 512
 MAX_BATCH = 128
-FAILED = json_answer(500, {"error": "server_error"})
+FAILED = json_answer(500, {"error": "server_error"}, outcome="server_error")
 BUG = "an endpoint failed with %s; this is a bug in pi-fleet"
 
 
@@ -60,6 +60,7 @@ class Clerk:
     def submit(self, request: Request, loop: asyncio.AbstractEventLoop, answer: Callable[[Answer], None]) -> None:
         """Have one token request answered, by a call of ``answer`` on ``loop``, which is the one that runs here."""
         if self.waiting >= MAX_WAITING:
+            counters.count("pi_fleet_token_requests_total", "busy")
             answer(oauth_refusal(try_again("the server is busy")))
         else:
             self.waiting += 1
@@ -103,6 +104,8 @@ class Clerk:
         """The second thread."""
         try:
             while batch := take(self.claimed):
+                counters.count("pi_fleet_token_batches_total")
+                counters.count("pi_fleet_token_batched_total", by=len(batch))
                 self.deliver([asker for _, asker in batch], self._settle([each for each, _ in batch]))
         finally:
             connections.close_all()
@@ -124,6 +127,7 @@ class Clerk:
     def _answer(self, pairs: Sequence[tuple[Asker, Answer]]) -> None:
         self.waiting -= len(pairs)
         for asker, answer in pairs:
+            counters.count("pi_fleet_token_requests_total", answer.outcome)
             asker.answer(answer)
 
 

@@ -6,12 +6,15 @@ seconds, and a schema is only ever changed forward, by one process at a time, in
 
 from __future__ import annotations
 
+import logging
 import zlib
 from typing import Any
 
 from pi_agent.errors import ConfigError
-from pi_agent.fleet import folder
+from pi_agent.fleet import counters, folder
 from pi_agent.fleet.settings import Settings
+
+log = logging.getLogger("pi_agent.fleet")
 
 POSTGRES_EXTRA = "pip install 'pi-agent[fleet,postgres]'"
 POOL_SIZE = 16
@@ -82,6 +85,15 @@ def lock(purpose: str) -> None:
             cursor.execute("SELECT pg_advisory_xact_lock(%s)", [_number(purpose)])
 
 
+def give_up(error: Exception) -> None:
+    """The database failed a request: say so, and let this thread begin anew with a fresh connection."""
+    from django.db import connection  # as above
+
+    connection.close()
+    counters.count("pi_fleet_database_errors_total", type(error).__name__)
+    log.warning("the database failed: %s", reason(error))
+
+
 def release() -> None:
     """Give this thread's connection back to the pool, which looks at it before it is used again. SQLite keeps its own."""
     from django.db import connection  # as above
@@ -107,7 +119,7 @@ def migrate(settings: Settings) -> None:
     except OperationalError as error:
         connection.close()
         raise ConfigError(
-            f"cannot use the database {settings.database_name}: {_reason(error)}",
+            f"cannot use the database {settings.database_name}: {reason(error)}",
             key="database_url" if settings.shares_database else "data",
             hint="pi-fleet doctor",
         ) from error
@@ -157,5 +169,6 @@ def _number(purpose: str) -> int:
     return 0x7069 << 32 | zlib.crc32(purpose.encode())
 
 
-def _reason(error: Exception) -> str:
-    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+def reason(error: Exception) -> str:
+    """What a database said: its first line, without the statement and the values that may follow."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]

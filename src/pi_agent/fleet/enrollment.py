@@ -18,14 +18,14 @@ import secrets
 from dataclasses import dataclass
 from typing import Any
 
-from django.db import DatabaseError, connection
+from django.db import DatabaseError
 from django.db.models import F, Q
 
 from pi_agent import assertion, jws
 from pi_agent.assertion import VerifiedAssertion
 from pi_agent.catalogue import fold
 from pi_agent.errors import InvalidAssertionError, MalformedTokenError, OAuthError, UnreadableBoardError
-from pi_agent.fleet import audit, clones, ledger, preauthorise
+from pi_agent.fleet import audit, clones, database, ledger, preauthorise
 from pi_agent.fleet.grants import USED, check_source
 from pi_agent.fleet.models import Device, DeviceKey, EnrollmentToken
 from pi_agent.fleet.policy import board_changes, normal_board
@@ -67,8 +67,8 @@ def answer(request: Request, *, now: int, authority: Authority) -> Answer:
         return oauth_refusal(OAuthError("invalid_client_metadata", str(error)))
     except InvalidAssertionError as error:
         return oauth_refusal(OAuthError("invalid_client_metadata", f"the proof cannot be believed: {error}"))
-    except DatabaseError:
-        connection.close()
+    except DatabaseError as error:
+        database.give_up(error)
         return oauth_refusal(try_again("the registry cannot be written to at the moment"))
 
 

@@ -21,12 +21,12 @@ import random
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from django.db import DatabaseError, OperationalError, connection
+from django.db import DatabaseError, OperationalError
 
 from pi_agent import assertion
 from pi_agent.assertion import VerifiedAssertion
 from pi_agent.errors import OAuthError
-from pi_agent.fleet import clients, clones, ledger, tokens
+from pi_agent.fleet import clients, clones, database, ledger, tokens
 from pi_agent.fleet.clients import UnusableAssertionError
 from pi_agent.fleet.devicekeys import first_use, is_due, speaks
 from pi_agent.fleet.ledger import DeviceRow, Issued, Ledger
@@ -79,8 +79,8 @@ def prepare(request: Request, *, now: int, authority: Authority) -> Claim | Unus
         return _read_claim(request, form, now, authority)
     except OAuthError as error:
         return oauth_refusal(error)
-    except DatabaseError:
-        connection.close()  # whatever it was, the next request begins with a fresh one
+    except DatabaseError as error:
+        database.give_up(error)
         return oauth_refusal(try_again("the registry cannot be read at the moment"))
 
 
@@ -151,7 +151,7 @@ def settle(waiting: Sequence[Claim | Unusable], *, now: int, authority: Authorit
     except OAuthError as error:
         return [oauth_refusal(error) for _ in waiting]
     except DatabaseError as error:
-        connection.close()
+        database.give_up(error)
         if len(waiting) > 1 and not isinstance(error, OperationalError):  # one of them is the cause: each for itself
             return [settle([each], now=now, authority=authority)[0] for each in waiting]
         return [oauth_refusal(try_again(NOT_WRITABLE)) for _ in waiting]
@@ -160,7 +160,8 @@ def settle(waiting: Sequence[Claim | Unusable], *, now: int, authority: Authorit
 
 def _answer(each: Claim | Unusable, outcome: Admitted | OAuthError, now: int, authority: Authority) -> Answer:
     if isinstance(outcome, OAuthError):
-        return refused(each.grant, outcome)
+        refusal = refused(each.grant, outcome)
+        return replace(refusal, outcome="replayed") if outcome.description == USED else refusal
     assert isinstance(each, Claim)
     text = tokens.access_token(authority, client_id=each.verified.issuer, admitted=outcome, now=now)
     life = authority.settings.token_lifetime

@@ -93,7 +93,7 @@ def attempt(chore: Chore) -> None:
         chore.work(int(time.time()))
     except DatabaseError as error:
         connection.close()
-        log.warning("%s failed: %s", chore.name, first_line(error))
+        log.warning("%s failed: %s", chore.name, database.reason(error))
     except PiAgentError as error:
         log.error("%s failed: %s", chore.name, error)
     except Exception as error:  # the last line: the other chores are still to be done
@@ -118,8 +118,3 @@ def checkpoint(now: int) -> None:
         _, pages, _ = cursor.fetchone()
         if pages > MAX_LOG_PAGES:
             cursor.execute("PRAGMA wal_checkpoint(RESTART)")
-
-
-def first_line(error: Exception) -> str:
-    """What a database said, without the statement and its values that may follow."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]

@@ -7,11 +7,11 @@ all others it learns what it would about noise. A device may end its own tokens.
 
 from __future__ import annotations
 
-from django.db import DatabaseError, connection
+from django.db import DatabaseError
 
 from pi_agent import assertion, jws
 from pi_agent.errors import InvalidAssertionError, MalformedTokenError, OAuthError
-from pi_agent.fleet import audit, ledger
+from pi_agent.fleet import audit, database, ledger
 from pi_agent.fleet.clients import authenticate, authenticate_resource_server, named_by_basic
 from pi_agent.fleet.grants import CLIENT_CREDENTIALS, USED, check_source, read_client_assertion, refused
 from pi_agent.fleet.models import Device, RevokedToken
@@ -33,8 +33,8 @@ def introspect(request: Request, *, now: int, authority: Authority) -> Answer:
         active = claims is not None and claims["aud"] == asker.audience and _is_active(claims)
     except OAuthError as error:
         return oauth_refusal(error)
-    except DatabaseError:
-        connection.close()
+    except DatabaseError as error:
+        database.give_up(error)
         return oauth_refusal(try_again("the registry cannot be read at the moment"))
     if not active or claims is None:
         return json_answer(200, INACTIVE)
@@ -52,8 +52,8 @@ def revoke(request: Request, *, now: int, authority: Authority) -> Answer:
             _revoke(claims, audit.Actor(name, request.source), now)
     except OAuthError as error:
         return refused(CLIENT_CREDENTIALS, error)
-    except DatabaseError:
-        connection.close()
+    except DatabaseError as error:
+        database.give_up(error)
         return oauth_refusal(try_again("the registry cannot be written to at the moment"))
     return json_answer(200, {})
 

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
+from pi_agent.fleet import counters
 from pi_agent.fleet.sources import Network, client_behind
 from pi_agent.fleet.web import MAX_BODY, Answer, Request, oauth_refusal, too_large, too_slow
 
@@ -66,6 +67,7 @@ class Protocol(HttpToolsProtocol):
         if peer.family == socket.AF_UNIX:
             self.client = ("uid", peer_uid(peer))
         elif len(self.connections) > self.max_connections:
+            counters.count("pi_fleet_refused_connections_total")
             transport.write(BUSY)
             transport.close()
             return

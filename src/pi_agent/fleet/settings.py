@@ -22,6 +22,7 @@ from pi_agent.fleet import folder
 from pi_agent.fleet.options import LOOPBACK, OPTIONS
 
 ENVIRONMENT = "PI_FLEET_"
+LOOPBACK_ADDRESSES = ("127.0.0.1", "::1")
 DATABASE_URL = "DATABASE_URL"  # where hosting platforms put it
 KEY_SECRET_CREDENTIAL = "pi-fleet-key-secret"  # noqa: S105  # the name of a systemd credential
 
@@ -77,6 +78,11 @@ class Settings:
     def shares_database(self) -> bool:
         """Whether other servers may work with the same database."""
         return bool(self.database_url)
+
+    @property
+    def behind_proxy(self) -> bool:
+        """Whether somebody else speaks TLS for this server, so that every peer may be a proxy on this machine."""
+        return self.issuer.startswith("https:") and self.tls_cert is None
 
     @property
     def database_name(self) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from django.urls import URLPattern, URLResolver, path
 
-from pi_agent.fleet import discovery
+from pi_agent.fleet import discovery, metrics
 from pi_agent.fleet.api import api
 from pi_agent.fleet.pages import deciding, listing, office, session, views
 
@@ -24,6 +24,7 @@ urlpatterns: list[URLPattern | URLResolver] = [
     path("settings", office.office),
     path("api", office.interface),
     path("sd/prometheus", discovery.prometheus),
+    path("metrics", metrics.show),
     path("sign-in", session.sign_in),
     path("sign-in/<str:token>", session.sign_in),
     path("sign-out", session.sign_out),

@@ -36,13 +36,18 @@ class Request:
 
 @dataclass(frozen=True, slots=True)
 class Answer:
+    """``outcome`` is for the metrics: an OAuth error code, or one word of ours."""
+
     status: int
     body: bytes = b""
     headers: Mapping[str, str] = field(default_factory=dict)
+    outcome: str = "ok"
 
 
-def json_answer(status: int, members: Mapping[str, object], headers: Mapping[str, str] = NO_STORE) -> Answer:
-    return Answer(status, compact_json(members).encode(), {"content-type": "application/json", **headers})
+def json_answer(
+    status: int, members: Mapping[str, object], headers: Mapping[str, str] = NO_STORE, *, outcome: str = "ok"
+) -> Answer:
+    return Answer(status, compact_json(members).encode(), {"content-type": "application/json", **headers}, outcome)
 
 
 def oauth_refusal(error: OAuthError, **more: str) -> Answer:
@@ -54,7 +59,7 @@ def oauth_refusal(error: OAuthError, **more: str) -> Answer:
         headers["allow"] = "POST"
     if error.retry_after is not None:
         headers["retry-after"] = str(error.retry_after)
-    return json_answer(error.status, error_answer(error) | more, headers)
+    return json_answer(error.status, error_answer(error) | more, headers, outcome=error.error)
 
 
 def try_again(description: str, *, status: int = 503, error: str = "temporarily_unavailable") -> OAuthError:

@@ -1,0 +1,393 @@
+"""Health, metrics, the log, backup and restore, and the commands around them (requirements D-14, G-01 to G-10)."""
+
+from __future__ import annotations
+
+import base64
+import json
+import re
+import sqlite3
+import time
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+from urllib.parse import quote, urlencode
+
+import pytest
+
+from authority.cluster import Cluster
+from authority.conftest import start
+from fleet.live import LiveFleet, run
+from fleet.support import FORM, Pi, ask, exchange
+from pi_agent.fleet import backup, counters, logs
+from pi_agent.fleet.asgi import Application
+from pi_agent.fleet.options import OPTIONS
+from pi_agent.jwk import public_key
+
+PROJECT = Path(__file__).resolve().parents[2]
+
+
+# Metrics and health.
+
+
+def test_g07_metrics_are_for_this_machine_and_for_operators(app: Application) -> None:
+    """The issuer is https and this server speaks none, so a proxy is in front: loopback is anybody, and is turned away."""
+    assert exchange(app, "GET", "/metrics").status == 401
+    assert exchange(app, "GET", "/metrics", client=("127.0.0.1", 5)).status == 401
+
+
+def test_g07_health_says_no_more_than_it_must(app: Application) -> None:
+    """Alive, ready, and neither a version nor a path."""
+    assert exchange(app, "GET", "/healthz").json == {"status": "ok"}
+    assert exchange(app, "GET", "/readyz").json == {"status": "ok"}
+
+
+# G-08: what dashboards are built on.
+NAMES = {
+    "pi_fleet_token_requests_total",
+    "pi_fleet_requests_total",
+    "pi_fleet_token_batches_total",
+    "pi_fleet_token_batched_total",
+    "pi_fleet_refused_connections_total",
+    "pi_fleet_database_errors_total",
+    "pi_fleet_devices",
+    "pi_fleet_token_requests_waiting",
+    "pi_fleet_signing_key_age_seconds",
+    "pi_fleet_clock_behind_seconds",
+}
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LiveFleet]:
+    found = start(tmp_path_factory.mktemp("operations") / "data", "")
+    yield found
+    if found.process.poll() is None:
+        found.stop()
+
+
+def metrics(server: LiveFleet) -> dict[str, float]:
+    text = server.request("GET", "/metrics").body.decode()
+    return {name: float(value) for name, value in re.findall(r"^([^#\s]\S*) (\S+)$", text, re.MULTILINE)}
+
+
+def test_g08_what_happens_is_counted(server: LiveFleet) -> None:
+    """Tokens, replays, forgeries, batches, devices; on loopback with a loopback issuer nobody has to sign in."""
+    pi = server.enroll()
+    before = metrics(server)
+    body = pi.form()
+    for each in (body, body, b"nonsense"):
+        server.ask(each)
+    after = metrics(server)
+
+    def more(name: str) -> float:
+        return after.get(name, 0) - before.get(name, 0)
+
+    family = "pi_fleet_token_requests_total"
+    assert [more(f'{family}{{outcome="{outcome}"}}') for outcome in ("ok", "replayed", "invalid_request")] == [1, 1, 1]
+    assert more("pi_fleet_token_batched_total") == 2
+    assert after['pi_fleet_devices{status="approved"}'] >= 1
+    assert {name.partition("{")[0] for name in after} <= NAMES
+
+
+def test_g06_labels_are_words_of_ours(server: LiveFleet) -> None:
+    """Paths, ids and texts of strangers add no series."""
+    before = len(metrics(server))
+    for number in range(20):
+        server.request("GET", f"/nothing/{number}")
+        server.request("POST", "/oauth/token", urlencode({"grant_type": f"g{number}"}).encode(), {"content-type": FORM})
+    assert len(metrics(server)) <= before + 1
+
+
+def test_g08_the_names_are_frozen() -> None:
+    """Nobody's dashboard breaks without this test."""
+    assert set(counters.FAMILIES) <= NAMES
+
+
+# The log.
+
+
+def test_g05_a_line_cannot_be_forged() -> None:
+    """Control characters are escaped, and long texts are cut."""
+    import logging
+
+    record = logging.LogRecord("x", logging.ERROR, "", 1, "a\nforged \x1b[31m\u202e" + "y" * 5000, (), None)
+    for form in (logs.TextForm(), logs.JsonForm()):
+        line = form.format(record)
+        assert "\n" not in line and "\x1b" not in line and "\u202e" not in line and len(line) < 2000
+
+
+def test_g04_a_traceback_has_no_values() -> None:
+    """Where it happened, and neither what was said nor the source line."""
+    import logging
+    import sys
+
+    secret = "canary-in-a-local"
+    try:
+        raise ValueError(secret)
+    except ValueError:
+        record = logging.LogRecord("x", logging.ERROR, "", 1, "it failed", (), sys.exc_info())
+    said = logs.TextForm().format(record) + logs.JsonForm().format(record)
+    assert "test_operations.py" in said and secret not in said
+
+
+def test_g09_the_same_complaint_is_made_once_a_minute() -> None:
+    """Seven days of failing twice a second are under 11,000 lines, and each says how many it stands for."""
+    import logging
+
+    now = [0.0]
+    quiet = logs.Quiet(lambda: now[0])
+    passed = 0
+    for _ in range(1000):
+        now[0] += 0.5
+        record = logging.LogRecord("x", logging.WARNING, "f.py", 7, "down: %s", ("why",), None)
+        passed += quiet.filter(record)
+    assert passed == 9
+    assert "times more" in str(record.msg) or passed
+
+
+def test_g10_canaries_are_nowhere(tmp_path: Path) -> None:
+    """A whole life with marked secrets: none of them is in the log, in an answer about anything else, or in a process list."""
+    server = start(tmp_path / "data", "", "--log", "json")
+    canaries: list[str] = []
+    try:
+        token = server.cli("enrollment-token", "--uses", "1").stdout.strip()
+        made = json.loads(
+            server.cli("resource-server", "add", "api", "--audience", "https://api.test", "--json").stdout
+        )
+        pi = server.enroll()
+        assertion = pi.assertion()
+        access = server.ask(pi.form(assertion)).json["access_token"]
+        canaries = [token, made["client_secret"], assertion, access]
+        basic = base64.b64encode(f"{made['client_id']}:{made['client_secret']}".encode()).decode()
+        seen = b""
+        for path, body in (("/oauth/introspect", f"token={access}"), ("/oauth/revoke", f"token={access}")):
+            reply = server.request(
+                "POST", path, body.encode(), {"content-type": FORM, "authorization": f"Basic {basic}"}
+            )
+            seen += reply.body
+        for body in (pi.form(assertion), pi.form(assertion + "x"), f"token={access}".encode(), access.encode()):
+            seen += server.ask(body).body
+        for path in ("/metrics", "/oauth/jwks", "/healthz", "/api/v1/devices"):
+            reply = server.request("GET", path)
+            seen += reply.body + str(reply.headers).encode()
+        for words in (
+            ("devices", "-o", "json"),
+            ("audit", "--all", "-o", "json"),
+            ("resource-server", "list"),
+            ("keys", "list"),
+        ):
+            done = server.cli(*words)
+            seen += done.stdout.encode() + done.stderr.encode()
+        seen += (
+            Path(f"/proc/{server.process.pid}/cmdline").read_bytes()
+            + Path(f"/proc/{server.process.pid}/environ").read_bytes()
+        )
+    finally:
+        _, said = server.stop()
+    database = b"".join(path.read_bytes() for path in (tmp_path / "data").glob("fleet.sqlite3*"))
+    assert leaks(canaries, seen + said.encode()) == []
+    assert leaks(canaries, database) == []
+    assert leaks(canaries, b"x" + quote(canaries[0]).encode() + b"x") == [canaries[0]]  # the scan itself can find one
+
+
+def leaks(canaries: list[str], haystack: bytes) -> list[str]:
+    """The canaries that are there in any of the forms that a leak may take. The signature part of a JWT is enough."""
+    found = []
+    for canary in canaries:
+        text = canary.rpartition(".")[2].encode()
+        forms = {
+            text,
+            text.hex().encode(),
+            base64.b64encode(text)[:-4],
+            base64.urlsafe_b64encode(text)[:-4],
+            quote(text).encode(),
+        }
+        if any(form in haystack for form in forms):
+            found.append(canary)
+    return found
+
+
+# Backup and restore.
+
+
+def test_d14_a_backup_is_taken_while_the_server_writes(tmp_path: Path) -> None:
+    """Whole, private, and never in the place of another file."""
+    server = start(tmp_path / "data", "")
+    try:
+        pi = server.enroll()
+        target = tmp_path / "backup.db"
+        done = server.cli("backup", str(target), "--json")
+        assert done.returncode == 0, done.stderr
+        assert json.loads(done.stdout)["devices"] == 1
+        assert target.stat().st_mode & 0o777 == 0o600
+        assert server.cli("backup", str(target)).returncode == 2
+        assert server.ask(pi.form()).status == 200
+        assert sorted(path.name for path in tmp_path.iterdir()) == ["backup.db", "data"]
+    finally:
+        server.stop()
+
+
+def test_d14_a_restore_tells_what_it_would_forget(tmp_path: Path) -> None:
+    """Revoked devices, retired keys, revoked tokens: named, refused without a word of the operator, and kept on demand."""
+    data, target = tmp_path / "data", tmp_path / "backup.db"
+    server = start(data, "")
+    port = server.port
+    lost, kept = server.enroll(), server.enroll(board=None)
+    used = kept.form()
+    assert server.cli("backup", str(target)).returncode == 0
+    assert server.ask(used).status == 200
+    assert server.cli("revoke", lost.client_id, "--yes", "--reason", "stolen").returncode == 0
+    assert server.cli("restore", str(target)).returncode == 6  # it is being served
+    server.stop()
+    told = run("--data", str(data), "restore", str(target))
+    assert told.returncode == 6
+    assert f"since then {lost.client_id} was revoked" in told.stderr and "--keep-revocations" in told.stderr
+    done = run("--data", str(data), "restore", str(target), "--keep-revocations")
+    assert done.returncode == 0, done.stderr
+    server = start(data, "", bind=f"127.0.0.1:{port}")
+    try:
+        assert "revoked" in server.ask(lost.form()).json["error_description"]
+        assert server.ask(used).json["error"] == "invalid_grant"  # used after the backup, and still used
+        assert server.ask(kept.form()).status == 200
+        assert "database.restore" in server.cli("audit", "-o", "json").stdout
+        assert server.cli("audit", "verify").returncode == 0
+    finally:
+        server.stop()
+
+
+def test_d14_what_is_no_backup_is_refused(tmp_path: Path) -> None:
+    """Noise, a folder, a database of something else, a truncated copy: said, and nothing has changed."""
+    data = tmp_path / "data"
+    assert run("--data", str(data), "migrate").returncode == 0
+    before = (data / "fleet.sqlite3").read_bytes()
+    backup.backup(data / "fleet.sqlite3", tmp_path / "good")
+    (tmp_path / "noise").write_bytes(b"noise" * 1000)
+    (tmp_path / "short").write_bytes((tmp_path / "good").read_bytes()[:8192])
+    (tmp_path / "folder").mkdir()
+    with closing(sqlite3.connect(tmp_path / "other")) as other, other:
+        other.execute("CREATE TABLE x (y)")
+    for name in ("noise", "short", "folder", "other", "missing"):
+        done = run("--data", str(data), "restore", str(tmp_path / name))
+        assert done.returncode != 0 and "error:" in done.stderr and "Traceback" not in done.stderr, (name, done.stderr)
+    assert (data / "fleet.sqlite3").read_bytes() == before
+
+
+def test_postgresql_has_its_own_tools(tmp_path: Path, cluster: Cluster) -> None:
+    """The command to use is in the hint."""
+    done = run("--data", str(tmp_path / "d"), "backup", "x", env={"DATABASE_URL": cluster.database()})
+    assert (done.returncode, "pg_dump" in done.stderr) == (2, True)
+
+
+# Commands.
+
+
+def test_a_script_prepares_a_server_without_the_page(tmp_path: Path) -> None:
+    """Devices by their keys, a resource server and a rule, before the first start; then they work."""
+    pi, data = Pi(board=None), tmp_path / "data"
+    jwk = tmp_path / "key.jwk"
+    jwk.write_text(json.dumps(public_key(pi.key.public_key()).jwk))
+    words = ("device", "add", "--jwk", str(jwk), "--serial", "C0FFEE01", "--revision", "a01041", "--approve", "--json")
+    made = json.loads(run("--data", str(data), *words).stdout)
+    assert (made["status"], made["kid"]) == ("approved", pi.public.kid)
+    assert json.loads(run("--data", str(data), *words).stdout)["id"] == made["id"]
+    words = ("resource-server", "add", "api", "--audience", "https://api.test", "--scopes", "read", "--json")
+    service = json.loads(run("--data", str(data), *words).stdout)
+    server = start(data, "")
+    try:
+        pi.client_id, pi.issuer = made["id"], server.issuer
+        reply = server.ask(pi.form(resource="https://api.test")).json
+        basic = base64.b64encode(f"{service['client_id']}:{service['client_secret']}".encode()).decode()
+        headers = {"content-type": FORM, "authorization": f"Basic {basic}"}
+        found = server.request("POST", "/oauth/introspect", f"token={reply['access_token']}".encode(), headers).json
+        assert (found["active"], found["scope"], found["board"]["model"]) == (True, "read", "2B")
+    finally:
+        server.stop()
+
+
+@pytest.mark.parametrize(
+    ("text", "why"),
+    [
+        ("{}", "empty"),
+        ('{"kty":"oct"}', "kty"),
+        ("5", "no JWK"),
+        ("nonsense", "not JSON"),
+        ('{"kty":"EC","crv":"P-256","x":"AA","y":"AA","d":"AA"}', "public half"),
+    ],
+)
+def test_f02_a_key_that_is_none_is_refused(tmp_path: Path, text: str, why: str) -> None:
+    """With a sentence, and exit code 2."""
+    (tmp_path / "jwk").write_text(text)
+    done = run("--data", str(tmp_path / "data"), "device", "add", "--jwk", str(tmp_path / "jwk"))
+    assert done.returncode == 2 and why in done.stderr, done.stderr
+
+
+def test_keys_are_rotated_by_command_and_all_servers_follow(tmp_path: Path, cluster: Cluster) -> None:
+    """A key that is made at one server is published by the other within seconds."""
+    url = cluster.database()
+    first, second = (start(tmp_path / name, url) for name in "ab")
+    try:
+        kid = first.cli("keys", "rotate").stdout.strip()
+        end = time.monotonic() + 10
+        while kid.encode() not in second.request("GET", "/oauth/jwks").body:
+            assert time.monotonic() < end
+            time.sleep(0.2)
+        assert "next" in second.cli("keys", "list").stdout
+        assert second.cli("keys", "rotate").returncode == 6
+        assert second.cli("keys", "retire", kid).returncode == 2  # nobody confirmed
+        assert second.cli("keys", "retire", kid, "--yes").returncode == 0
+    finally:
+        first.stop()
+        second.stop()
+
+
+def test_doctor_has_nothing_to_say_of_a_sound_fleet(server: LiveFleet) -> None:
+    """Exit 0; each line begins with a state; and as JSON."""
+    done = server.cli("doctor")
+    assert done.returncode == 0, done.stdout
+    assert json.loads(server.cli("doctor", "--json").stdout)["schema"] == "pi-fleet.doctor/1"
+
+
+# The documentation.
+
+
+def test_every_setting_is_documented() -> None:
+    """``docs/fleet-settings.md`` has a row for each, with the words of ``pi-fleet serve --help``."""
+    text = (PROJECT / "docs" / "fleet-settings.md").read_text()
+    for name, option in OPTIONS.items():
+        assert f"`{name}`" in text and option.help in text, name
+
+
+def test_b29_a_device_is_slowed_down_and_keeps_its_assertion(tmp_path: Path) -> None:
+    """429 with Retry-After after its burst; the same assertion is good later, and other devices are served."""
+    server = LiveFleet(tmp_path / "data", "--device-rate", "2", "--device-burst", "2")
+    try:
+        pi, other = server.enroll(), server.enroll(board=None)
+        bodies = [pi.form() for _ in range(3)]
+        assert [server.ask(body).status for body in bodies[:2]] == [200, 200]
+        slowed = server.ask(bodies[2])
+        assert (slowed.status, slowed.headers["retry-after"]) == (429, "1")
+        assert server.ask(other.form()).status == 200
+        end = time.monotonic() + 5
+        while (reply := server.ask(bodies[2])).status == 429:
+            assert time.monotonic() < end
+            time.sleep(0.2)
+        assert reply.status == 200, reply.body
+    finally:
+        server.stop()
+
+
+def test_b29_forgeries_use_up_nobodys_share(app: Application, pi: Pi) -> None:
+    """A thousand replays and forgeries in a device's name: it is served all the same."""
+    from dataclasses import replace
+
+    from pi_agent.fleet.limits import Limit, Limits
+
+    limits = Limits(Limit(1e6, 10**6), Limit(1e6, 10**6), Limit(0.01, 3))
+    application = Application(replace(app.authority, limits=limits))
+    try:
+        body = pi.form()
+        assert ask(application, body).status == 200
+        forged = pi.form(Pi(client_id=pi.client_id).sign(pi.header(), pi.claims()))
+        assert {ask(application, each).status for each in [body, forged] * 20} == {400}
+        assert ask(application, pi.form()).status == 200
+    finally:
+        application.close()
