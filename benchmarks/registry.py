@@ -90,7 +90,7 @@ def prepare(folder: Path, devices: int) -> list[Figure]:
 
 @contextmanager
 def served(folder: Path) -> Iterator[subprocess.Popen[bytes]]:
-    command = [BIN / "pi-fleet", "--data", folder, "serve", "--bind", "127.0.0.1:0"]
+    command = [str(BIN / "pi-fleet"), "--data", str(folder), "serve", "--bind", "127.0.0.1:0"]
     with tempfile.TemporaryFile() as words:
         process = subprocess.Popen(command, stderr=words)
         try:
@@ -179,7 +179,7 @@ def page_load(folder: Path) -> Iterator[Figure]:
     """From the click to the load event of the devices page, as the browser's own clock has it."""
     chromium = shutil.which("chromium")
     try:
-        from playwright.sync_api import sync_playwright  # type: ignore[import-not-found]  # only the page needs it
+        from playwright.sync_api import sync_playwright
     except ModuleNotFoundError:
         chromium = None
     if chromium is None:
