@@ -201,6 +201,7 @@ def page_load(folder: Path) -> Iterator[Figure]:
             for _ in range(10):
                 page.goto(base + path)
                 page.wait_for_load_state("load")
+                page.wait_for_load_state("networkidle")  # the charts come after the page, and are not part of its bar
                 times.append(float(page.evaluate("performance.getEntriesByType('navigation')[0].loadEventEnd")))
             yield Figure(
                 f"page {path.partition('?')[0]}{' of the headline question' if '?' in path else ''}, median of 10",

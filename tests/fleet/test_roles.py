@@ -88,7 +88,6 @@ POST /settings admin
 GET /api reader
 GET /sd/prometheus reader
 GET /metrics reader
-GET /metrics reader
 """
 OPEN = {"", "sign-in", "sign-in/<str:token>", "sign-out"}
 POSTED_ONLY = {"devices/act", "views"}
