@@ -1,10 +1,13 @@
-"""The queue in front of the token endpoint: many requests on the event loop, two threads, one transaction for all that wait.
+"""The line in front of the token endpoint: many requests on the event loop, two threads, one transaction for all that wait.
 
     event loop -> prepare (signatures; the first thread) -> settle (transaction, tokens; the second) -> event loop
 
 While the second thread waits for the disk, the first one works on what comes in, and all of that goes into the next
 transaction together: the busier the server, the less a token costs. When too many wait, newcomers are sent away with
 Retry-After (requirement RS-05), and whoever was let in is answered.
+
+Addresses from which a good assertion came lately go first and have a line of their own length, so that a flood of
+forgeries from elsewhere fills only the line of strangers (RS-08). One from the same address meets its limit (B-29).
 """
 
 from __future__ import annotations
@@ -12,32 +15,35 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import queue
 import threading
 from collections.abc import Callable, Sequence
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple
 
 from django.db import connections
 
+from pi_agent.errors import OAuthError
 from pi_agent.fleet import counters, grants
 from pi_agent.fleet.grants import Claim, Unusable
+from pi_agent.fleet.line import Known, Line
 from pi_agent.fleet.tokens import Authority
 from pi_agent.fleet.web import Answer, Request, json_answer, oauth_refusal, try_again
 
 MAX_WAITING = 512
 MAX_BATCH = 128
+MAX_KNOWN = 100_000
+BUSY = OAuthError("temporarily_unavailable")
 FAILED = json_answer(500, {"error": "server_error"}, outcome="server_error")
 BUG = "an endpoint failed with %s; this is a bug in pi-fleet"
 
 
 class Asker(NamedTuple):
-    """Whom to answer, on which event loop."""
+    """Whom to answer, on which event loop; where it asks from, and whether that was known."""
 
     loop: asyncio.AbstractEventLoop
     answer: Callable[[Answer], None]
+    source: str
+    known: bool
 
-
-Item = TypeVar("Item")
 
 log = logging.getLogger("pi_agent.fleet")
 
@@ -48,9 +54,10 @@ class Clerk:
     def __init__(self, authority: Callable[[], Authority], clock: Callable[[], float]) -> None:
         self.authority = authority
         self.clock = clock
-        self.waiting = 0
-        self.asked: queue.SimpleQueue[tuple[Request, Asker] | None] = queue.SimpleQueue()
-        self.claimed: queue.SimpleQueue[tuple[Claim | Unusable, Asker] | None] = queue.SimpleQueue()
+        self.waiting = [0, 0]  # strangers, known ones
+        self.known = Known(MAX_KNOWN)
+        self.asked: Line[tuple[Request, Asker]] = Line()
+        self.claimed: Line[tuple[Claim | Unusable, Asker]] = Line()
         self.threads = [
             threading.Thread(target=work, name=work.__name__, daemon=True) for work in (self.prepare, self.settle)
         ]
@@ -59,12 +66,18 @@ class Clerk:
 
     def submit(self, request: Request, loop: asyncio.AbstractEventLoop, answer: Callable[[Answer], None]) -> None:
         """Have one token request answered, by a call of ``answer`` on ``loop``, which is the one that runs here."""
-        if self.waiting >= MAX_WAITING:
-            counters.count("pi_fleet_token_requests_total", "busy")
-            answer(oauth_refusal(try_again("the server is busy")))
+        known = request.source in self.known
+        try:
+            grants.check_source(request, int(self.clock()), self.authority())
+            if self.waiting[known] >= MAX_WAITING:
+                raise BUSY
+        except OAuthError as error:
+            outcome = "busy" if error is BUSY else error.error
+            counters.count("pi_fleet_token_requests_total", outcome)
+            answer(oauth_refusal(try_again("the server is busy") if error is BUSY else error))
         else:
-            self.waiting += 1
-            self.asked.put((request, Asker(loop, answer)))
+            self.waiting[known] += 1
+            self.asked.put((request, Asker(loop, answer, request.source, known)), first=known)
 
     async def answer(self, request: Request) -> Answer:
         """The answer to one token request."""
@@ -75,35 +88,36 @@ class Clerk:
 
     def close(self) -> None:
         """Answer what waits, and end the threads."""
-        self.asked.put(None)
+        self.asked.close()
         for thread in self.threads:
             thread.join()
 
     def prepare(self) -> None:
         """The first thread."""
         try:
-            while batch := take(self.asked):
-                for request, asker in batch:
-                    self._prepare(request, asker)
+            while batch := self.asked.take(MAX_BATCH):
+                refused = [(asker, found) for request, asker in batch if (found := self._prepare(request, asker))]
+                self.deliver([asker for asker, _ in refused], [found for _, found in refused])
         finally:
             connections.close_all()
-            self.claimed.put(None)
+            self.claimed.close()
 
-    def _prepare(self, request: Request, asker: Asker) -> None:
+    def _prepare(self, request: Request, asker: Asker) -> Answer | None:
+        """The answer that refuses a request; None when it goes on to the second thread."""
         try:
-            found = grants.prepare(request, now=int(self.clock()), authority=self.authority())
+            found = grants.read(request, now=int(self.clock()), authority=self.authority())
         except Exception as error:  # the last line: whatever it is, the client is told nothing about it
             log.error(BUG, type(error).__name__, exc_info=error)
-            found = FAILED
+            return FAILED
         if isinstance(found, Answer):
-            self.deliver([asker], [found])
-        else:
-            self.claimed.put((found, asker))
+            return found
+        self.claimed.put((found, asker))
+        return None
 
     def settle(self) -> None:
         """The second thread."""
         try:
-            while batch := take(self.claimed):
+            while batch := self.claimed.take(MAX_BATCH):
                 counters.count("pi_fleet_token_batches_total")
                 counters.count("pi_fleet_token_batched_total", by=len(batch))
                 self.deliver([asker for _, asker in batch], self._settle([each for each, _ in batch]))
@@ -125,20 +139,9 @@ class Clerk:
                 loop.call_soon_threadsafe(self._answer, pairs)
 
     def _answer(self, pairs: Sequence[tuple[Asker, Answer]]) -> None:
-        self.waiting -= len(pairs)
         for asker, answer in pairs:
+            self.waiting[asker.known] -= 1
+            if answer.status == 200:
+                self.known.add(asker.source)
             counters.count("pi_fleet_token_requests_total", answer.outcome)
             asker.answer(answer)
-
-
-def take(source: queue.SimpleQueue[Item | None]) -> list[Item]:
-    """Wait for something, then take all that is there, up to MAX_BATCH; nothing once None has come."""
-    batch: list[Item] = []
-    item = source.get()
-    while item is not None:
-        batch.append(item)
-        if len(batch) == MAX_BATCH or source.empty():
-            return batch
-        item = source.get()
-    source.put(None)  # for the next call
-    return batch

@@ -2,7 +2,7 @@
 
     form -> unverified assertion -> key by (iss, kid) -> Claim | used once -> device -> access token
 
-What stands before the bar is ``prepare``, which reads, and checks signatures: cheapest first, refusals by OAuthError.
+What stands before the bar is ``read``, which reads, and checks signatures: cheapest first, refusals by OAuthError.
 What stands behind it is ``settle``, one transaction for all claims that wait, as the end of a transaction waits for the
 disk. ``answer`` is both for one request. What is kept:
 
@@ -64,17 +64,20 @@ class Unusable:
 
 def answer(request: Request, *, now: int, authority: Authority) -> Answer:
     """Answer one token request. ``now`` is the server's clock in seconds since 1970."""
-    claim = prepare(request, now=now, authority=authority)
+    try:
+        check_source(request, now, authority)
+    except OAuthError as error:
+        return oauth_refusal(error)
+    claim = read(request, now=now, authority=authority)
     return claim if isinstance(claim, Answer) else settle([claim], now=now, authority=authority)[0]
 
 
 # Before the bar.
 
 
-def prepare(request: Request, *, now: int, authority: Authority) -> Claim | Unusable | Answer:
+def read(request: Request, *, now: int, authority: Authority) -> Claim | Unusable | Answer:
     """The claim of one request, or the answer that refuses it. Writes nothing."""
     try:
-        check_source(request, now, authority)
         form = read_form(request)
         return _read_claim(request, form, now, authority)
     except OAuthError as error:

@@ -42,7 +42,7 @@ def lines(application: Any, now: int) -> Iterator[str]:
     devices = registry.count_by_status("id:*", now=now)
     yield from _family("pi_fleet_devices", "gauge", "Devices, by status.", "status", devices.items())
     if application is not None:
-        waiting = application.clerk.waiting
+        waiting = sum(application.clerk.waiting)
         yield from _family("pi_fleet_token_requests_waiting", "gauge", "Token requests that wait.", "", [("", waiting)])
         key = application.authority.ring.signing(now)
         age = now - key.created_at
