@@ -25,7 +25,11 @@ CHANGING = [
 def test_the_readme_shows_what_the_demo_prints() -> None:
     """``./dev demo --once`` ends with 0 and prints, but for what changes from run to run, the README's first screen."""
     done = subprocess.run(
-        [sys.executable, PROJECT / "demo" / "demo.py", "--once"], capture_output=True, text=True, timeout=240, check=False
+        [sys.executable, PROJECT / "demo" / "demo.py", "--once"],
+        capture_output=True,
+        text=True,
+        timeout=240,
+        check=False,
     )
     assert done.returncode == 0, done.stderr + done.stdout
     shown = re.search(r"```console\n\$ \./dev demo --once\n(.*?)```", (PROJECT / "README.md").read_text(), re.DOTALL)

@@ -142,7 +142,9 @@ def test_a_change_of_more_than_expected_changes_nothing(app: Application) -> Non
     assert "3 devices match" in problem(reply, 409)
     assert Device.objects.filter(status="pending").count() == 3
     assert AuditEvent.objects.get(result="refused").action == "device.approve"
-    assert len(post(app, "/devices/approve", {"query": "status:pending", "max": 3, "reason": "all"}).json["changed"]) == 3
+    assert (
+        len(post(app, "/devices/approve", {"query": "status:pending", "max": 3, "reason": "all"}).json["changed"]) == 3
+    )
     assert audit.verify() is None
 
 

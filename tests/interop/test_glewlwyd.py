@@ -7,7 +7,6 @@ import http.cookiejar
 import json
 import shutil
 import sqlite3
-import subprocess
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
@@ -63,7 +62,7 @@ def glewlwyd(folder: Path, port: int) -> Iterator[None]:
         '@include "/etc/glewlwyd/glewlwyd-db.conf"',
         f'database = {{ type = "sqlite3"; path = "{folder}/glewlwyd.db"; }};',
     )
-    text = text.replace("log_level=\"INFO\"", "log_level=\"DEBUG\"")
+    text = text.replace('log_level="INFO"', 'log_level="DEBUG"')
     (folder / "glewlwyd.conf").write_text(text)
     with listening([str(shutil.which("glewlwyd")), "-c", str(folder / "glewlwyd.conf")], port):
         yield

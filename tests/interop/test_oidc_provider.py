@@ -105,5 +105,5 @@ def test_claims_are_those_of_rfc_7523(board: Board) -> None:
     profile = worker.profile(fields_of(Folders()), identity.load(state), key, {})  # type: ignore[arg-type]
     token = jws.parse(request.client_fields(profile, key, now=1)["client_assertion"])
     assert token.header["typ"] == "JWT"
-    assert set(token.claims) == {"iss", "sub", "aud", "iat", "exp", "jti"}
+    assert set(token.claims) == {"iss", "sub", "aud", "iat", "nbf", "exp", "jti"}
     assert (token.claims["iss"], token.claims["sub"]) == ("board-1", "board-1")
