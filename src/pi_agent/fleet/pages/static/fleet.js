@@ -4,6 +4,7 @@
 const box = document.querySelector("#search #query");
 const list = document.querySelector("#suggestions");
 let chosen = -1;
+let asked = ""; // the text that the list is for, or will be
 
 function show(open) {
   list.hidden = !open;
@@ -33,8 +34,11 @@ function take(option) {
 }
 
 if (box && list) {
-  box.addEventListener("htmx:configRequest", (event) => { event.detail.parameters.cursor = String(box.selectionStart ?? box.value.length); });
-  list.addEventListener("htmx:afterSwap", () => { chosen = -1; show(list.children.length > 0 && document.activeElement === box); });
+  box.addEventListener("htmx:configRequest", (event) => {
+    asked = box.value;
+    event.detail.parameters.cursor = String(box.selectionStart ?? box.value.length);
+  });
+  list.addEventListener("htmx:afterSwap", () => { chosen = -1; show(list.children.length > 0 && asked === box.value && document.activeElement === box); });
   list.addEventListener("mousedown", (event) => {
     const option = event.target.closest("[role=option]");
     if (option) { event.preventDefault(); take(option); }
