@@ -105,10 +105,9 @@ def test_a_path_is_served_as_it_is_written(app: Application, pi: Pi, path: str) 
 def test_the_signing_key_is_made_once(app: Application, authority: Authority) -> None:
     """A restart signs with the same key."""
     now = int(time.time())
-    texts = [
-        access_token(each, client_id="pi-1", admitted=Admitted(ISSUER, "device", None), now=now)
-        for each in (authority, load_authority(SETTINGS, now=now))
-    ]
+    both = (authority, load_authority(SETTINGS, now=now))
+    admitted = Admitted(ISSUER, "device", None)
+    texts = [access_token(each, client_id="pi-1", admitted=admitted, now=now) for each in both]
     assert len({jws.parse(text).header["kid"] for text in texts}) == 1
 
 
