@@ -164,8 +164,8 @@ def test_g10_canaries_are_nowhere(tmp_path: Path) -> None:
                 "POST", path, body.encode(), {"content-type": FORM, "authorization": f"Basic {basic}"}
             )
             seen += reply.body
-        for body in (pi.form(assertion), pi.form(assertion + "x"), f"token={access}".encode(), access.encode()):
-            seen += server.ask(body).body
+        for form in (pi.form(assertion), pi.form(assertion + "x"), f"token={access}".encode(), access.encode()):
+            seen += server.ask(form).body
         for path in ("/metrics", "/oauth/jwks", "/healthz", "/api/v1/devices"):
             reply = server.request("GET", path)
             seen += reply.body + str(reply.headers).encode()
@@ -289,8 +289,8 @@ def test_a_script_prepares_a_server_without_the_page(tmp_path: Path) -> None:
     made = json.loads(run("--data", str(data), *words).stdout)
     assert (made["status"], made["kid"]) == ("approved", pi.public.kid)
     assert json.loads(run("--data", str(data), *words).stdout)["id"] == made["id"]
-    words = ("resource-server", "add", "api", "--audience", "https://api.test", "--scopes", "read", "--json")
-    service = json.loads(run("--data", str(data), *words).stdout)
+    adding = ("resource-server", "add", "api", "--audience", "https://api.test", "--scopes", "read", "--json")
+    service = json.loads(run("--data", str(data), *adding).stdout)
     server = start(data, "")
     try:
         pi.client_id, pi.issuer = made["id"], server.issuer
