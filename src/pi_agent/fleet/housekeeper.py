@@ -23,9 +23,9 @@ from pi_agent.fleet.models import RevokedToken
 RELOAD_SECONDS = 5
 PURGE_SECONDS = 10
 RHYTHM_SECONDS = 30
-CHECKPOINT_SECONDS = 5
+CHECKPOINT_SECONDS = 1
 ROTATE_SECONDS = 600
-MAX_LOG_PAGES = 8_000  # 32 MB: then the log is begun anew, for which a request may wait a moment
+MAX_LOG_PAGES = 32_000  # 128 MB: then the log is begun anew, for which a request may wait a moment
 
 log = logging.getLogger("pi_agent.fleet")
 
