@@ -177,7 +177,7 @@ def fill(home: Path, data: Path, devices: list[Device], database: str) -> None:
 
 
 def on_postgres(home: Path, devices: list[Device], seconds: float) -> Result:
-    from authority.cluster import Cluster, missing
+    from issuing.cluster import Cluster, missing
 
     if why := missing():
         raise MissingError(why)

@@ -14,10 +14,10 @@ from urllib.parse import quote, urlencode
 
 import pytest
 
-from authority.cluster import Cluster
-from authority.conftest import start
 from fleet.live import LiveFleet, run
 from fleet.support import FORM, Pi, ask, exchange
+from issuing.cluster import Cluster
+from issuing.conftest import start
 from pi_agent.fleet import backup, counters, logs
 from pi_agent.fleet.asgi import Application
 from pi_agent.fleet.options import OPTIONS

@@ -10,10 +10,10 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 
-from authority.cluster import Cluster
-from authority.conftest import start
 from fleet.live import LiveFleet
 from fleet.support import Pi, Reply
+from issuing.cluster import Cluster
+from issuing.conftest import start
 
 POSTS, ROUNDS = 50, 20
 

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from authority.cluster import Cluster, missing
 from fleet.conftest import app as fleet_app  # noqa: F401  # a fixture
 from fleet.conftest import authority, pi, shared_app  # noqa: F401  # fixtures
 from fleet.live import LiveFleet
+from issuing.cluster import Cluster, missing
 from pi_agent.fleet import models
 from pi_agent.fleet.asgi import Application
 

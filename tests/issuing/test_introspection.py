@@ -9,8 +9,8 @@ from urllib.parse import urlencode
 
 import pytest
 
-from authority.test_client_credentials import client_form, rule
 from fleet.support import FORM, ISSUER, Pi, Reply, ask, exchange
+from issuing.test_client_credentials import client_form, rule
 from pi_agent.fleet.asgi import Application
 from pi_agent.fleet.clients import secret_hash
 from pi_agent.fleet.models import AuditEvent, Device, ResourceServer, RevokedToken, SigningKey

@@ -13,11 +13,11 @@ from pathlib import Path
 
 import pytest
 
-from authority.cluster import Cluster, missing
-from authority.conftest import start
 from fleet.conftest import SETTINGS
 from fleet.live import LiveFleet, run
 from fleet.support import Pi, Reply, ask, exchange
+from issuing.cluster import Cluster, missing
+from issuing.conftest import start
 from pi_agent.fleet.asgi import Application
 
 

@@ -17,9 +17,9 @@ from pathlib import Path
 
 import pytest
 
-from authority.conftest import start
 from fleet.live import LiveFleet, closed_within
 from fleet.support import FORM, Pi
+from issuing.conftest import start
 
 
 @pytest.fixture(scope="module")
