@@ -124,6 +124,12 @@ BODIES: dict[str, dict[str, Any]] = {
 }
 
 
+@pytest.fixture(autouse=True)
+def _no_stranger_before(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each test begins with a full allowance for strangers, whatever the tests before it have used."""
+    monkeypatch.setattr(common, "STRANGERS", Rate(limit=10_000, seconds=60))
+
+
 def routes() -> Iterator[tuple[str, str, str]]:
     """Method, path and role of every route that the application has."""
     from pi_agent.fleet.api import api
