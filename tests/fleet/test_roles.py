@@ -127,6 +127,9 @@ BODIES: dict[str, dict[str, Any]] = {
 @pytest.fixture(autouse=True)
 def _no_stranger_before(monkeypatch: pytest.MonkeyPatch) -> None:
     """Each test begins with a full allowance for strangers, whatever the tests before it have used."""
+    from pi_agent.fleet.rates import Rate
+    from pi_agent.fleet.rest import common
+
     monkeypatch.setattr(common, "STRANGERS", Rate(limit=10_000, seconds=60))
 
 
