@@ -98,9 +98,11 @@ def test_a_program_on_an_approved_board_gets_a_token_that_anybody_can_check(road
     wait_for(lambda: status(road) == "pending")
     run(road.fleet("approve", "name:kitchen", "--yes", "--max", "1", "--reason", "test"))
     wait_for(road.token)
-    answer = run(
-        ["curl", "-sS", "--unix-socket", str(road.home / "runtime/agent.sock"), "http://pi/v1/token?min_valid=60"]
-    )
+    if shutil.which("curl"):
+        socket_path = str(road.home / "runtime/agent.sock")
+        answer = run(["curl", "-sS", "--unix-socket", socket_path, "http://pi/v1/token?min_valid=60"])
+    else:
+        answer = client.get("/v1/token?min_valid=60", runtime=str(road.home / "runtime"))[1].decode()
     token = re.search(r'"access_token": "([^"]+)"', answer)
     assert token is not None
     claims = verified(road, token[1])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import stat
 import subprocess
@@ -214,6 +215,7 @@ def test_sighup_takes_new_settings_and_keeps_the_old_for_bad_ones(pi: Living) ->
         assert pi.token()
 
 
+@pytest.mark.skipif(not shutil.which("curl"), reason="curl is not installed")
 def test_a_small_program_in_the_shell(pi: Living) -> None:
     """The documented line for curl works against the socket itself."""
     with pi.running():
