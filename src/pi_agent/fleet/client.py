@@ -2,24 +2,21 @@
 or in this process when no server runs.
 
 Each way it is the same application that answers, so a script can prepare a fleet before its server starts. Standard
-library only, until a command finds no server.
+library only, until a command finds no server; and what only one of the ways needs is imported there.
 """
 
 from __future__ import annotations
 
-import http.client
 import json
 import os
-import secrets
-import socket
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 from urllib.parse import quote, urlencode, urlsplit
 
 from pi_agent.errors import ConfigError, ConflictError, PiAgentError, QueryError, TransportError, UnknownDeviceError
-from pi_agent.fleet import folder
 from pi_agent.fleet.settings import Settings
+from pi_agent.fleet.wire import LocalConnection
 
 SECONDS = 60
 CHUNK = 64 * 1024
@@ -59,7 +56,7 @@ class Fleet:
 
     def _members(self, method: str, path: str, members: Mapping[str, object] | None = None) -> dict[str, Any]:
         body = json.dumps(members).encode() if members is not None else b""
-        headers = {} if method == "GET" else {"idempotency-key": secrets.token_hex(16)}
+        headers = {} if method == "GET" else {"idempotency-key": os.urandom(16).hex()}
         headers |= {"content-type": "application/json"} if body else {}
         try:
             status, chunks = self.exchange(method, f"/api/v1{path}", body, headers)
@@ -109,8 +106,10 @@ def error_of(status: int, members: Mapping[str, Any]) -> PiAgentError:
 
 def connect(settings: Settings, *, create: bool = False) -> Fleet:
     """The fleet in a data folder. ``create`` makes one where there is none; else that is a TransportError."""
-    if _is_served(settings):
-        return Fleet(_Wire(lambda: _Connection(str(settings.socket)), f"the server at {settings.socket}", {}))
+    connection = _server_of(settings)
+    if connection is not None:
+        name = f"the server at {settings.socket}"
+        return Fleet(_Wire(lambda: _local(settings), name, {}, connection))
     if not create and not settings.shares_database and not settings.database.exists():
         raise TransportError(
             f"there is no fleet in {settings.data}",
@@ -132,37 +131,58 @@ def connect_to(url: str, token: str) -> Fleet:
         raise ConfigError(
             "there is no operator token", key="token", hint="put it in PI_FLEET_TOKEN, or name --token-file"
         )
+    import http.client
+
     host, port = parts.hostname, parts.port
     kind = http.client.HTTPConnection if local else http.client.HTTPSConnection  # which checks certificate and name
     headers = {"authorization": f"Bearer {token}"}
-    return Fleet(_Wire(lambda: kind(host, port, timeout=SECONDS), url, headers))
+    errors = (OSError, http.client.HTTPException)
+    return Fleet(_Wire(lambda: kind(host, port, timeout=SECONDS), url, headers, errors=errors))
+
+
+class _Answer(Protocol):
+    status: int
+
+    def read1(self, most: int, /) -> bytes: ...
+    def close(self) -> None: ...
+
+
+class _Connection(Protocol):
+    def request(self, method: str, path: str, body: bytes | None, headers: Mapping[str, str], /) -> None: ...
+    def getresponse(self) -> _Answer: ...
+    def close(self) -> None: ...
 
 
 class _Wire:
-    """One connection, used for one request after the other."""
+    """One connection, used for one request after the other, and opened again when it is lost."""
 
     def __init__(
-        self, open_connection: Callable[[], http.client.HTTPConnection], name: str, headers: Mapping[str, str]
+        self,
+        open_connection: Callable[[], _Connection],
+        name: str,
+        headers: Mapping[str, str],
+        connection: _Connection | None = None,
+        errors: tuple[type[Exception], ...] = (OSError,),
     ):
         self.open_connection, self.name, self.headers = open_connection, name, headers
-        self.connection: http.client.HTTPConnection | None = None
+        self.connection, self.errors = connection, errors
 
     def __call__(self, method: str, path: str, body: bytes, headers: Mapping[str, str]) -> tuple[int, Iterator[bytes]]:
         try:
             self.connection = self.connection or self.open_connection()
             self.connection.request(method, path, body or None, {**self.headers, **headers})
             answer = self.connection.getresponse()
-        except (OSError, http.client.HTTPException) as error:
+        except self.errors as error:
             raise self.lost(error) from error
         return answer.status, self.chunks(answer)
 
-    def chunks(self, answer: http.client.HTTPResponse) -> Iterator[bytes]:
+    def chunks(self, answer: _Answer) -> Iterator[bytes]:
         whole = False
         try:
             while chunk := answer.read1(CHUNK):
                 yield chunk
             whole = True
-        except (OSError, http.client.HTTPException) as error:
+        except self.errors as error:
             raise self.lost(error) from error
         finally:
             answer.close()
@@ -174,42 +194,34 @@ class _Wire:
         if self.connection is not None:
             self.connection.close()
             self.connection = None
-        reason = "refused" if isinstance(error, ConnectionRefusedError | socket.gaierror) else "answer"
+        unreached = isinstance(error, ConnectionRefusedError) or type(error).__name__ == "gaierror"
         words = getattr(error, "strerror", None) or type(error).__name__
-        return TransportError(f"{self.name} did not answer: {words}", reason=reason)
+        return TransportError(f"{self.name} did not answer: {words}", reason="refused" if unreached else "answer")
 
 
-class _Connection(http.client.HTTPConnection):
-    """HTTP over a Unix socket."""
-
-    def __init__(self, path: str) -> None:
-        super().__init__("localhost", timeout=SECONDS)
-        self.path = path
-
-    def connect(self) -> None:
-        self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        self.sock.settimeout(self.timeout)
-        self.sock.connect(self.path)
+def _local(settings: Settings) -> LocalConnection:
+    return LocalConnection(str(settings.socket), SECONDS)
 
 
-def _is_served(settings: Settings) -> bool:
-    connection = _Connection(str(settings.socket))
+def _server_of(settings: Settings) -> LocalConnection | None:
+    """A connection to the server of a data folder, if one runs."""
     try:
-        connection.connect()
+        return _local(settings)
     except PermissionError as error:
+        from pi_agent.fleet import folder
+
         owner = folder.owner_of(settings.data)
         raise ConfigError(
             f"{settings.data} belongs to {owner}", key="data", hint=f"sudo -u {owner} pi-fleet ..."
         ) from error
     except OSError:
-        return False
-    finally:
-        connection.close()
-    return True
+        return None
 
 
 def _in_process(settings: Settings) -> Exchange:
     """The application itself, for one command of the user who owns the folder."""
+    from pi_agent.fleet import folder
+
     os.umask(0o077)
     folder.prepare(settings.data)
     try:

@@ -5,7 +5,6 @@ A reader takes what was written (text, or a value of TOML) and raises ValueError
 
 from __future__ import annotations
 
-import ipaddress
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -68,6 +67,8 @@ def file(value: Any) -> Path:
 
 def networks(value: Any) -> tuple[str, ...]:
     """Addresses and networks, separated by commas or spaces."""
+    import ipaddress  # only who sets this needs it
+
     names = value if isinstance(value, list | tuple) else text(value).replace(",", " ").split()
     try:
         return tuple(str(ipaddress.ip_network(text(name), strict=False)) for name in names)

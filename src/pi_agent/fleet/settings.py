@@ -7,9 +7,7 @@ a folder that only its owner can enter.
 
 from __future__ import annotations
 
-import logging
 import os
-import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
@@ -18,7 +16,6 @@ from urllib.parse import urlsplit
 
 from pi_agent.catalogue import nearest
 from pi_agent.errors import ConfigError
-from pi_agent.fleet import folder
 from pi_agent.fleet.options import LOOPBACK, OPTIONS
 
 ENVIRONMENT = "PI_FLEET_"
@@ -151,7 +148,9 @@ def load(flags: Mapping[str, Any], environ: Mapping[str, str], *, config: Path |
 
 def configure(settings: Settings) -> None:
     """Set Django up for this fleet; once in the life of a process. The data folder must be prepared."""
-    import django  # a command that only talks to a server must not pay for Django
+    import logging  # a command that only talks to a server must not pay for what the server needs
+
+    import django  # the same
     from django.conf import settings as django_settings  # the same
 
     # One line for every stranger's mistake would fill a disk; what is our own fault is still told, with a traceback.
@@ -177,6 +176,7 @@ def current() -> Settings:
 
 
 def _django(settings: Settings) -> dict[str, Any]:
+    from pi_agent.fleet import folder  # as above
     from pi_agent.fleet.database import database_settings  # it needs the Settings of this file
 
     issuer = urlsplit(settings.issuer)
@@ -258,12 +258,18 @@ def _from_credential(environ: Mapping[str, str]) -> dict[str, Any]:
 
 def _from_file(path: Path, *, required: bool) -> dict[str, Any]:
     try:
-        return tomllib.loads(path.read_text("utf-8"))
+        text = path.read_text("utf-8")
     except (FileNotFoundError, NotADirectoryError) as error:
         if required:
             raise ConfigError(f"there is no file {path}", path=str(path)) from error
         return {}
     except OSError as error:
         raise ConfigError(f"cannot read {path}: {error.strerror}", path=str(path)) from error
+    except UnicodeError as error:
+        raise ConfigError(f"{path} is not TOML: {error}", path=str(path)) from error
+    import tomllib  # most commands have no file to read
+
+    try:
+        return tomllib.loads(text)
     except ValueError as error:
         raise ConfigError(f"{path} is not TOML: {error}", path=str(path)) from error

@@ -1,4 +1,4 @@
-"""What each command of ``pi-fleet`` does. ``pi_agent.fleet.cli`` has their names and options.
+"""The commands of ``pi-fleet``: their names and options (``add_commands``), and what they do.
 
 A command is a function from parsed arguments to an exit code. It imports nothing but the standard library and the
 client, unless it works on the data folder itself.

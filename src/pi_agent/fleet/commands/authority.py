@@ -10,10 +10,56 @@ from typing import Any
 
 from pi_agent.errors import ConfigError, UsageError
 from pi_agent.fleet import client
-from pi_agent.fleet.commands.common import confirmed, fleet_of, printed, say
+from pi_agent.fleet.commands.common import AS_JSON, command, confirmed, fleet_of, group, printed, say
 from pi_agent.fleet.commands.people import table
 
 MAX_JWK = 16 * 1024
+
+
+def add_commands(commands: Any) -> None:
+    """The names and options of this file's commands."""
+    keys = group(commands, "keys", "the keys that sign access tokens")
+    command(keys, "list", "all keys, and when they sign", keys_list).add_argument("--json", **AS_JSON)
+    parser = command(keys, "rotate", "make a new key, which signs once everybody knows it", keys_rotate)
+    parser.add_argument("--now", action="store_true", help="it signs at once; some may not know it yet")
+    parser.add_argument("--json", **AS_JSON)
+    parser = command(keys, "retire", "believe a key no more, nor the tokens it signed", keys_retire)
+    parser.add_argument("kid", metavar="KID", help="which one")
+    parser.add_argument("--yes", action="store_true", help="do not ask")
+    parser.add_argument("--json", **AS_JSON)
+    _add_servers(group(commands, "resource-server", "services that devices call, and that may ask about tokens"))
+    _add_rules(group(commands, "rule", "which devices may have which scopes, and at whom"))
+    parser = command(commands, "device-add", "add a device by its public key, without the device", device_add)
+    parser.add_argument("--jwk", type=Path, required=True, metavar="FILE", help="its public key as a JWK; - is stdin")
+    parser.add_argument("--name", default="", metavar="NAME", help="what to call it")
+    parser.add_argument("--serial", metavar="HEX", help="the serial of its board")
+    parser.add_argument("--revision", metavar="HEX", help="the revision code of its board, such as a01041")
+    parser.add_argument("--approve", action="store_true", help="let it have tokens at once")
+    parser.add_argument("--json", **AS_JSON)
+
+
+def _add_servers(servers: Any) -> None:
+    parser = command(servers, "add", "let a service ask about tokens for its audience", resource_server_add)
+    parser.add_argument("name", metavar="NAME", help="what to call it")
+    parser.add_argument("--audience", required=True, metavar="TEXT", help="what its tokens are for, such as its URL")
+    parser.add_argument("--scopes", default="device", help="what devices may have there (default device)")
+    parser.add_argument("--for", dest="query", nargs="+", metavar="QUERY", help="which devices (default: all)")
+    parser.add_argument("--json", **AS_JSON)
+    command(servers, "list", "all of them, without their secrets", resource_server_list).add_argument(
+        "--json", **AS_JSON
+    )
+    parser = command(servers, "remove", "forget one", resource_server_remove)
+    parser.add_argument("name", metavar="NAME", help="which one")
+
+
+def _add_rules(rules: Any) -> None:
+    parser = command(rules, "add", "let the devices of a query have scopes", rule_add)
+    parser.add_argument("query", nargs="+", metavar="QUERY", help="which devices, such as tag:kitchen")
+    parser.add_argument("--scopes", required=True, help="what they may ask for, separated by spaces")
+    parser.add_argument("--audience", metavar="TEXT", help="at whom (default: the fleet's own audience)")
+    parser.add_argument("--json", **AS_JSON)
+    command(rules, "list", "all of them", rule_list).add_argument("--json", **AS_JSON)
+    command(rules, "remove", "take one away", rule_remove).add_argument("id", metavar="ID", help="its number")
 
 
 def keys_list(arguments: argparse.Namespace) -> int:

@@ -24,6 +24,44 @@ CODE = re.compile(r"[0-9A-Za-z]{4}-[0-9A-Za-z]{4}")
 AT_ONCE = 1000
 STEP = 500
 SHOWN = 20
+ACTIONS = {
+    "approve": "let devices have tokens",
+    "reject": "turn down devices that wait for approval",
+    "quarantine": "refuse tokens for a while; release ends it",
+    "release": "end a quarantine",
+    "revoke": "refuse tokens for good",
+}
+
+
+def add_commands(commands: Any) -> None:
+    """The names and options of this file's commands."""
+    for name, what in ACTIONS.items():
+        _add_action(commands.add_parser(name, help=what, description=what.capitalize() + "."), name)
+    _add_action(commands.add_parser("rotate-key", help="ask devices for new keys"), "rotate-key")
+    _add_tag(commands.add_parser("tag", help="give tags to devices, and take them away"))
+
+
+def _add_action(parser: argparse.ArgumentParser, name: str) -> None:
+    parser.add_argument("query", nargs="+", metavar="QUERY", help="a query, or the id of a device")
+    add_confirmation(parser)
+    parser.set_defaults(run=act, action=name)
+
+
+def _add_tag(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("query", nargs="+", metavar="QUERY", help="a query, or the id of a device; then +TAG ...")
+    parser.add_argument("--add", action="append", default=[], metavar="TAG", help="a tag to give")
+    parser.add_argument("--remove", action="append", default=[], metavar="TAG", help="a tag to take away")
+    add_confirmation(parser)
+    parser.set_defaults(run=tag, action="tag")
+
+
+def add_confirmation(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--reason", default="", metavar="TEXT", help="why; kept in the audit log")
+    parser.add_argument("--yes", action="store_true", help="do not ask; at most --max devices are changed")
+    parser.add_argument(
+        "--max", type=int, default=1, metavar="N", help="with --yes, refuse when more match (default 1)"
+    )
+    parser.add_argument("--json", action="store_true", help="print what changed as JSON")
 
 
 def act(arguments: argparse.Namespace) -> int:

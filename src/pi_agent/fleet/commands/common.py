@@ -7,6 +7,7 @@ import json
 import os
 import re
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,21 @@ from pi_agent.fleet.settings import Settings, load
 
 UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 7 * 86400}
 SERVER, TOKEN = "PI_FLEET_SERVER", "PI_FLEET_TOKEN"
+QUERY = "such as model:2b memory:1gb auth:1d, or @VIEW"
+AS_JSON: dict[str, Any] = {"action": "store_true", "help": "as JSON"}
+
+
+def command(commands: Any, name: str, what: str, run: Callable[[argparse.Namespace], int]) -> argparse.ArgumentParser:
+    """The parser of a new command."""
+    parser: argparse.ArgumentParser = commands.add_parser(name, help=what, description=what.capitalize() + ".")
+    parser.set_defaults(run=run)
+    return parser
+
+
+def group(commands: Any, name: str, what: str) -> Any:
+    """A command of commands: where to add them."""
+    parser = commands.add_parser(name, help=what, description=what.capitalize() + ".")
+    return parser.add_subparsers(required=True, metavar="COMMAND")
 
 
 def say(text: str) -> None:

@@ -9,20 +9,37 @@ import sys
 import time
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from pi_agent.errors import ConfigError, ConflictError, TransportError, UsageError
 from pi_agent.fleet import backup as backups
 from pi_agent.fleet import client, folder
 from pi_agent.fleet import settings as fleet_settings
 from pi_agent.fleet.backup import Losses
-from pi_agent.fleet.commands.common import count, say, settings_of
+from pi_agent.fleet.commands.common import AS_JSON, command, count, say, settings_of
 from pi_agent.fleet.settings import Settings
 
 if TYPE_CHECKING:
     from pi_agent.fleet.audit import Actor
 
 MOST_SHOWN = 20
+
+
+def add_commands(commands: Any) -> None:
+    """The names and options of this file's commands."""
+    command(commands, "migrate", "bring the database to this version of the program", migrate)
+    parser = command(commands, "backup", "copy the database to a file, also while the server runs", backup)
+    parser.add_argument("file", type=Path, metavar="FILE", help="a new file")
+    parser.add_argument("--json", **AS_JSON)
+    parser = command(commands, "restore", "put a backup in the place of the database", restore)
+    parser.add_argument("file", type=Path, metavar="FILE", help="the backup")
+    choice = parser.add_mutually_exclusive_group()
+    choice.add_argument("--keep-revocations", action="store_true", help="what was revoked since stays revoked")
+    choice.add_argument("--forget-revocations", action="store_true", help="it does not")
+    parser.add_argument("--json", **AS_JSON)
+    parser = command(commands, "doctor", "what is wrong, and what to do about it", doctor)
+    parser.add_argument("--json", **AS_JSON)
+    parser.add_argument("--accept-clock", action="store_true", help="believe this clock, and not the times in the past")
 
 
 def migrate(arguments: argparse.Namespace) -> int:

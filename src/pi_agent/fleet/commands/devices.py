@@ -6,7 +6,6 @@ import argparse
 import json
 import os
 import sys
-import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,13 +14,41 @@ from typing import Any
 from pi_agent.catalogue import FIELDS, nearest
 from pi_agent.errors import ConfigError, TransportError, UnknownDeviceError, UsageError
 from pi_agent.fleet import client, output
-from pi_agent.fleet.commands.common import count, fleet_of, printed, say
+from pi_agent.fleet.commands.common import QUERY, command, count, fleet_of, printed, say
 from pi_agent.fleet.progress import Progress
-from pi_agent.query import complete
 
 PAGE = 500
 SHOWN = 100
 BAR = 40
+
+
+def add_commands(commands: Any) -> None:
+    """The names and options of this file's commands."""
+    parser = command(commands, "devices", "list the devices of a query", devices)
+    parser.add_argument("query", nargs="*", metavar="QUERY", help=f"{QUERY}; without one, all devices")
+    parser.add_argument("-o", "--output", choices=output.FORMS, default="table", help="how to print them")
+    parser.add_argument("--json", dest="output", action="store_const", const="json", help="the same as -o json")
+    parser.add_argument("--columns", metavar="FIELDS", help="such as name,model,auth")
+    parser.add_argument("--sort", metavar="FIELD", help="such as auth, or -auth for the newest first (default name)")
+    parser.add_argument(
+        "--limit", type=int, metavar="N", help="stop after N devices (default 100; csv, jsonl, name: all)"
+    )
+    parser.add_argument("--all", action="store_true", help="show all of them")
+    parser.add_argument("--count-by", metavar="FIELD", help="count them by a field instead")
+    parser.add_argument("--watch", action="store_true", help="go on, with a line for every change")
+    parser.add_argument(
+        "--interval", type=float, default=2.0, metavar="SECONDS", help="how often --watch looks (default 2)"
+    )
+    parser = command(commands, "device", "show one device and its history", device)
+    parser.add_argument("id", metavar="ID", help="its id, or a name or query that only it has")
+    parser.add_argument("--json", action="store_true", help="as JSON")
+    parser = command(commands, "export", "write the devices of a query to a file", export)
+    parser.add_argument("file", type=Path, metavar="FILE", help="its name ends in .csv or .jsonl")
+    parser.add_argument("query", nargs="*", metavar="QUERY", help=f"{QUERY}; without one, all devices")
+    parser.add_argument("--columns", metavar="FIELDS", help="such as name,model,auth (default: all there are)")
+    parser.add_argument("--sort", metavar="FIELD", help="such as auth (default: created)")
+    parser = command(commands, "suggest", "what could come next in a query; for a shell's completion", suggest)
+    parser.add_argument("words", nargs="*", metavar="WORD", help="the query so far")
 
 
 def devices(arguments: argparse.Namespace) -> int:
@@ -165,6 +192,8 @@ def export(arguments: argparse.Namespace) -> int:
 
 def _write(path: Path, chunks: Iterator[bytes], total: int) -> int:
     """The number of lines written."""
+    import tempfile  # here, and not for every list
+
     try:
         descriptor, draft = tempfile.mkstemp(prefix=f".{path.name}-", dir=path.parent)
     except OSError as error:
@@ -187,6 +216,8 @@ def suggest(arguments: argparse.Namespace) -> int:
     try:
         items = fleet_of(arguments).get("/suggestions", query=text, cursor=len(text))["items"]
     except (ConfigError, TransportError):
+        from pi_agent.query import complete  # here, and not for every list
+
         items = [{"start": one.start, "text": one.text} for one in complete(text, len(text))]
     start = text.rfind(" ") + 1
     sys.stdout.write("".join(f"{text[start : item['start']]}{item['text']}\n" for item in items))

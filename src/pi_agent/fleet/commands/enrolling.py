@@ -1,37 +1,31 @@
-"""``pending``, ``preauthorise`` and ``rotate-key``: devices on their way in, and their keys."""
+"""``pending`` and ``preauthorise``: devices on their way in."""
 
 from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from pi_agent.errors import UsageError
 from pi_agent.fleet import output
-from pi_agent.fleet.commands import changes
-from pi_agent.fleet.commands.common import count, fleet_of, printed, say, seconds
+from pi_agent.fleet.commands.common import AS_JSON, count, fleet_of, printed, say, seconds
 from pi_agent.fleet.lists import read_csv
 
 AT_ONCE = 200
 
 
-def add_commands(commands: Any, add_confirmation: Callable[[argparse.ArgumentParser], None]) -> None:
+def add_commands(commands: Any) -> None:
     """The names and options of this file's commands."""
     parser = commands.add_parser("pending", help="devices that wait for approval, and why")
     parser.add_argument("code", nargs="?", default="", metavar="CODE", help="the one that shows this code")
-    parser.add_argument("--json", action="store_true", help="as JSON")
+    parser.add_argument("--json", **AS_JSON)
     parser.set_defaults(run=pending)
     parser = commands.add_parser("preauthorise", help="approve boards or keys of a list before they come")
     parser.add_argument("file", nargs="?", metavar="FILE", help="CSV with a line of names: serial,key,name; - is stdin")
     parser.add_argument("--ttl", default="90d", metavar="AGE", help="how long a line waits for its board (default 90d)")
-    parser.add_argument("--json", action="store_true", help="as JSON")
+    parser.add_argument("--json", **AS_JSON)
     parser.set_defaults(run=preauthorise)
-    parser = commands.add_parser("rotate-key", help="ask devices for new keys")
-    parser.add_argument("query", nargs="+", metavar="QUERY", help="a query, or the id of a device")
-    add_confirmation(parser)
-    parser.set_defaults(run=changes.act, action="rotate-key")
 
 
 def pending(arguments: argparse.Namespace) -> int:

@@ -9,9 +9,31 @@ from typing import Any
 
 from pi_agent.errors import PiAgentError
 from pi_agent.fleet import client, output
-from pi_agent.fleet.commands.common import fleet_of, printed, say
+from pi_agent.fleet.commands.common import AS_JSON, command, fleet_of, group, printed, say
 
 PAGE = 500
+
+
+def add_commands(commands: Any) -> None:
+    """The names and options of this file's commands."""
+    parser = command(commands, "audit", "what was done, by whom; 'audit verify' proves that no line was changed", audit)
+    parser.add_argument(
+        "query", nargs="*", metavar="QUERY", help="such as actor:ann action:device.revoke at:1d, or verify"
+    )
+    parser.add_argument(
+        "-o", "--output", choices=("table", "json", "jsonl", "yaml", "csv"), default="table", help="how to print it"
+    )
+    parser.add_argument("--json", dest="output", action="store_const", const="json", help="the same as -o json")
+    parser.add_argument("--limit", type=int, default=50, metavar="N", help="the newest N lines (default 50)")
+    parser.add_argument("--all", action="store_true", help="all lines")
+    views = group(commands, "view", "queries with names")
+    parser = command(views, "save", "save a query under a name", view_save)
+    parser.add_argument("name", metavar="NAME", help="such as late-in-berlin")
+    parser.add_argument("query", nargs="+", metavar="QUERY", help="what it asks")
+    parser.add_argument("--columns", metavar="FIELDS", help="the columns it shows")
+    parser.add_argument("--sort", metavar="FIELD", help="how it is sorted")
+    command(views, "list", "all views", view_list).add_argument("--json", **AS_JSON)
+    command(views, "remove", "forget a view", view_remove).add_argument("name", metavar="NAME", help="which one")
 
 
 def audit(arguments: argparse.Namespace) -> int:

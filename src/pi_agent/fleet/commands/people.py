@@ -6,8 +6,67 @@ import argparse
 from typing import Any
 
 from pi_agent.fleet import client, output
-from pi_agent.fleet.commands.common import count, fleet_of, printed, say, seconds
+from pi_agent.fleet.commands.common import AS_JSON, command, count, fleet_of, group, printed, say, seconds
 from pi_agent.fleet.settings import setup_command
+
+ROLES = ("reader", "approver", "admin")
+
+
+def add_commands(commands: Any) -> None:
+    """The names and options of this file's commands."""
+    _add_entrances(commands)
+    _add_people(
+        group(commands, "operator", "who may do what"), group(commands, "token", "operator tokens, for programs")
+    )
+    _add_webhooks(group(commands, "webhook", "who is told when a device waits, looks like a copy, or was revoked"))
+
+
+def _add_entrances(commands: Any) -> None:
+    token = command(commands, "enrollment-token", "make a token that approves devices as they enroll", enrollment_token)
+    token.add_argument("--uses", type=int, default=1, metavar="N", help="how many devices it is for (default 1)")
+    token.add_argument(
+        "--ttl", default="1d", metavar="AGE", help="how long it is good, such as 30m, 12h, 1d (default 1d)"
+    )
+    token.add_argument("--serial", metavar="HEX", help="the one board it is for")
+    token.add_argument("--json", **AS_JSON)
+    link = command(commands, "sign-in-link", "make a link that opens the pages, once", sign_in_link)
+    link.add_argument("--operator", default="operator", metavar="NAME", help="who signs in with it")
+    link.add_argument(
+        "--role", choices=ROLES, default="admin", help="for somebody who is no operator yet (default admin)"
+    )
+    link.add_argument("--json", **AS_JSON)
+
+
+def _add_people(operators: Any, tokens: Any) -> None:
+    command(operators, "list", "who may do what", operator_list).add_argument("--json", **AS_JSON)
+    parser = command(operators, "set", "make somebody an operator, or change their role", operator_set)
+    parser.add_argument("name", metavar="NAME", help="who")
+    parser.add_argument("role", choices=ROLES, help="what they may do")
+    parser = command(operators, "remove", "end somebody's role, sessions and tokens", operator_remove)
+    parser.add_argument("name", metavar="NAME", help="who")
+    parser = command(tokens, "make", "make a token for a program", token_make)
+    parser.add_argument("operator", metavar="NAME", help="the operator it works for")
+    parser.add_argument("--role", choices=ROLES, default="reader", help="what it may do (default reader)")
+    parser.add_argument("--ttl", default="90d", metavar="AGE", help="how long it is good (default 90d)")
+    parser.add_argument("--note", default="", metavar="TEXT", help="what it is for")
+    parser.add_argument("--json", **AS_JSON)
+    command(tokens, "list", "all tokens, without their secrets", token_list).add_argument("--json", **AS_JSON)
+    parser = command(tokens, "revoke", "end a token at once", token_revoke)
+    parser.add_argument("prefix", metavar="PREFIX", help="how it begins, such as pfo_1a2b3c4d")
+
+
+def _add_webhooks(webhooks: Any) -> None:
+    parser = command(webhooks, "add", "tell an address what happens", webhook_add)
+    parser.add_argument("url", metavar="URL", help="https://HOST/PATH")
+    parser.add_argument(
+        "events", nargs="*", metavar="EVENT", help="pending, clone, quarantined, revoked (default: all)"
+    )
+    parser.add_argument("--json", **AS_JSON)
+    command(webhooks, "list", "all webhooks, and how the newest delivery went", webhook_list).add_argument(
+        "--json", **AS_JSON
+    )
+    parser = command(webhooks, "remove", "tell an address nothing more", webhook_remove)
+    parser.add_argument("id", metavar="ID", help="its number")
 
 
 def enrollment_token(arguments: argparse.Namespace) -> int:
