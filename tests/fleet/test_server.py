@@ -252,7 +252,7 @@ def test_without_the_extra_the_command_to_install_is_named(tmp_path: Path) -> No
     path = os.pathsep.join(filter(None, [str(tmp_path), CLEAN.get("PYTHONPATH")]))
     refused = run("--data", str(tmp_path / "data"), "serve", env={"PYTHONPATH": path})
     assert refused.returncode == 2
-    assert "pip install 'pi-agent[fleet]'" in refused.stderr
+    assert "pip install 'pi-identity-agent[fleet]'" in refused.stderr
     assert "Traceback" not in refused.stderr
 
 

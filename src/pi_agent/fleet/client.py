@@ -20,7 +20,7 @@ from pi_agent.fleet.wire import LocalConnection
 
 SECONDS = 60
 CHUNK = 64 * 1024
-EXTRA = "pip install 'pi-agent[fleet]'"
+EXTRA = "pip install 'pi-identity-agent[fleet]'"
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
 
 Exchange = Callable[[str, str, bytes, Mapping[str, str]], tuple[int, Iterator[bytes]]]

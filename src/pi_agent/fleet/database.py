@@ -16,7 +16,7 @@ from pi_agent.fleet.settings import Settings
 
 log = logging.getLogger("pi_agent.fleet")
 
-POSTGRES_EXTRA = "pip install 'pi-agent[fleet,postgres]'"
+POSTGRES_EXTRA = "pip install 'pi-identity-agent[fleet,postgres]'"
 POOL_SIZE = 16
 CONNECT_SECONDS = 3
 LOCK_MS, STATEMENT_MS, IDLE_MS = 4_000, 30_000, 60_000

@@ -40,7 +40,7 @@ POINT_LENGTH = 65
 PATH_ATTRIBUTES = ("token", "serial", "manufacturer", "model", "object")
 QUERY_ATTRIBUTES = ("module-path", "pin-source")
 TPM_LIBRARIES = ("tpm2-software",)  # how tpm2-pkcs11 names its maker
-INSTALL = "sudo apt install python3-pykcs11, or: pip install 'pi-agent[pkcs11]'"
+INSTALL = "sudo apt install python3-pykcs11, or: pip install 'pi-identity-agent[pkcs11]'"
 EXAMPLE = "pkcs11:token=pi-agent?module-path=/usr/lib/softhsm/libsofthsm2.so&pin-source=file:/etc/pi-agent/pin"
 
 
