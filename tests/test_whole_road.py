@@ -18,7 +18,7 @@ from typing import Any, TypeVar
 import jwt
 import pytest
 
-from pi_agent import assertion, client
+from pi_agent import assertion, client, oauth
 from pi_agent.device import identity
 from pi_agent.device.keys import file
 from pi_agent.device.transport import Transport
@@ -146,11 +146,11 @@ def test_a_used_assertion_is_refused_also_after_the_server_was_killed(road: Road
         issuer=known.client_id, audience=road.issuer, now=int(time.time()), jti=secrets.token_urlsafe(16), lifetime=300
     )
     signed = assertion.sign(claims, kind=assertion.GRANT, alg=key.alg, kid=key.public_key().kid, sign=key.sign)
-    transport = Transport(loopback_http=True)
-    transport.fetch_token(known.token_endpoint, lambda: signed)
+    form, transport = oauth.grant_form(signed), Transport(loopback_http=True)
+    transport.buy(known.token_endpoint, lambda: form)
     for _ in range(2):
         with pytest.raises(OAuthError, match="invalid_grant"):
-            transport.fetch_token(known.token_endpoint, lambda: signed)
+            transport.buy(known.token_endpoint, lambda: form)
         road.kill("fleet")
         road.start("fleet")
         wait_for(road.answers)

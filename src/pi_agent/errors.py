@@ -10,7 +10,6 @@
       QueryError                 a query that means nothing (.position, .suggestion)
       MalformedTokenError        not a signed token in the one form we read
       InvalidAssertionError      a signed token that must not be believed (.claim)
-        ReplayedAssertionError     believed once already
       UnknownDeviceError         not in the registry
       OAuthError                 an OAuth error answer (.error, .description, .status): raised by the fleet, read back by the device
       TransportError             no usable answer came back
@@ -95,10 +94,6 @@ class InvalidAssertionError(PiAgentError):
     def __init__(self, message: str, *, claim: str) -> None:
         super().__init__(message)
         self.claim = claim
-
-
-class ReplayedAssertionError(InvalidAssertionError):
-    """The assertion is good, and was used before."""
 
 
 class UnknownDeviceError(PiAgentError):

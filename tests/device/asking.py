@@ -15,8 +15,9 @@ ASSERTION = "canary-assertion.4711.0815"
 
 
 def fetch(url: str, *, scope: str = "", **settings: Any) -> oauth.Token:
-    found, _ = Transport(loopback_http=True, **settings).fetch_token(url, lambda: ASSERTION, scope=scope)
-    return found
+    return Transport(loopback_http=True, **settings).buy(
+        url, lambda: oauth.grant_form(ASSERTION, scope=scope), scope=scope
+    )
 
 
 def failed(url: str, **settings: Any) -> TransportError:

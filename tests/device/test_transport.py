@@ -33,11 +33,12 @@ def authority(tmp_path_factory: pytest.TempPathFactory) -> Authority:
 def test_the_request_is_the_grant_and_nothing_else() -> None:
     """One POST with the form of RFC 7523, and headers that ask for plain JSON."""
     with serving(says(reply(Date=DATE))) as server:
-        found = Transport(loopback_http=True).fetch_token(
-            server.url + "/oauth/token", lambda: ASSERTION, scope="read", resource="https://api.example"
-        )
+        transport = Transport(loopback_http=True)
+        form = oauth.grant_form(ASSERTION, scope="read", resource="https://api.example")
+        found = transport.buy(server.url + "/oauth/token", lambda: form, scope="read")
         (request,) = server.requests
-    assert (found[0].access_token, found[0].expires_in, found[1]) == (TOKEN, 1800, 1795262400)
+    assert (found.access_token, found.expires_in) == (TOKEN, 1800)
+    assert transport.seen is not None and transport.seen[0] == 1795262400
     assert request.line == "POST /oauth/token HTTP/1.1"
     assert request.form == {
         "grant_type": oauth.JWT_BEARER,
@@ -59,17 +60,17 @@ def test_a17_m05_no_authorization_header_is_sent() -> None:
 
 
 def test_a05_every_call_makes_a_new_assertion() -> None:
-    """make_assertion is called once for each attempt, and the server sees what it gave."""
+    """make_form is called once for each attempt, and the server sees what it gave."""
     made: list[str] = []
 
     def make() -> str:
         made.append(f"a.b.{len(made)}")
-        return made[-1]
+        return oauth.grant_form(made[-1])
 
     with serving(says(reply())) as server:
         client = Transport(loopback_http=True)
         for _ in range(3):
-            client.fetch_token(server.url, make)
+            client.buy(server.url, make)
         assert [request.form["assertion"] for request in server.requests] == made == ["a.b.0", "a.b.1", "a.b.2"]
 
 
@@ -101,7 +102,7 @@ def test_a13_plain_http_needs_the_setting_whatever_the_environment_says(monkeypa
     with serving(says(reply())) as server:
         strict = Transport()
         for attempt in (
-            lambda: strict.fetch_token(server.url, lambda: ASSERTION),
+            lambda: strict.buy(server.url, lambda: oauth.grant_form(ASSERTION)),
             lambda: strict.get_json(server.url),
             lambda: strict.post_json(server.url, {}),
         ):

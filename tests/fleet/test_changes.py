@@ -11,9 +11,11 @@ from typing import Any
 import pytest
 
 from fleet.support import Reply, exchange
-from pi_agent.fleet import audit
+from pi_agent.fleet import audit, output
 from pi_agent.fleet.asgi import Application
 from pi_agent.fleet.models import AuditEvent, Device, DeviceTag
+from pi_agent.fleet.output import utc
+from pi_agent.fleet.registry import rfc3339
 
 ME = ("uid", os.geteuid())
 
@@ -151,3 +153,18 @@ def test_tags_are_given_and_taken(app: Application) -> None:
     for bad in wrong:
         assert post(app, "tag", query="id:*", max=2, reason="x", **bad).status == 400
     assert audit.verify() is None
+
+
+def test_c02_who_turns_a_device_away_is_told_how_long_its_last_token_works(app: Application) -> None:
+    """The latest end of the tokens of those that are turned away, before and after, and at the device; none for others."""
+    now = int(time.time())
+    devices(1, status="approved", token_until=now + 700)
+    (last,) = devices(1, status="approved", token_until=now + 900)
+    devices(1, status="revoked", token_until=now + 5000)
+    shown = post(app, "quarantine", query="id:*", dry_run=True).json
+    done = post(app, "quarantine", query="id:*", selection=shown["selection"], reason="lost").json
+    assert shown["tokens_until"] == done["tokens_until"] == rfc3339(now + 900)
+    card = exchange(app, "GET", f"/api/v1/devices/{last.client_id}", headers={"host": "localhost"}, client=ME).json
+    assert f"Tokens:        tokens handed out before work until {utc(done['tokens_until'])}" in output.card(card, now)
+    assert "Tokens:" not in output.card(card, now + 900)
+    assert post(app, "release", query="id:*", dry_run=True).json["tokens_until"] is None

@@ -96,16 +96,6 @@ class Transport:
         body = json.dumps(members).encode()
         return within(DEADLINE, lambda: self._request("POST", url, headers=headers, data=body))
 
-    def fetch_token(
-        self, url: str, make_assertion: Callable[[], str], *, scope: str = "", resource: str = ""
-    ) -> tuple[oauth.Token, int | None]:
-        """The token that the assertion buys at ``url``, and the server's Date. ``make_assertion`` is called once.
-
-        Raises OAuthError, TransportError.
-        """
-        token = self.buy(url, lambda: oauth.grant_form(make_assertion(), scope=scope, resource=resource), scope=scope)
-        return token, self.seen[0] if self.seen else None
-
     def buy(self, url: str, make_form: Callable[[], str], *, scope: str = "", authorization: str = "") -> oauth.Token:
         """The token that the form buys at ``url``. ``make_form`` is called once; ``scope`` is what it asks for.
 

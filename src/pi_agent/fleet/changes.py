@@ -16,7 +16,7 @@ from itertools import islice
 from typing import Any
 
 from django.db import transaction
-from django.db.models import QuerySet
+from django.db.models import Max, QuerySet
 
 from pi_agent import query as query_language
 from pi_agent.catalogue import fold
@@ -32,6 +32,7 @@ MAX_TAG = 64
 PREVIEW_SECONDS = 3600
 BATCH = 500
 TAGGED, ROTATION = "tagged", "asked for a new key"  # what becomes of a device whose status stays
+TURNED_AWAY = ("rejected", "quarantined", "revoked")
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +66,7 @@ class Change:
     """What was done, or would be: to ``count`` of ``matched`` devices, of which ``changed`` are the first.
 
     ``selection`` stands for these devices as they are now; ``target`` is the status they get, or what else happens to them.
+    ``tokens_until`` is when the last access token ends that devices which are turned away may still hold, None without one.
     """
 
     meaning: str
@@ -73,6 +75,7 @@ class Change:
     count: int
     changed: Sequence[Device]
     selection: str
+    tokens_until: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,7 +148,8 @@ def preview(name: str, chosen: Chosen, *, now: int) -> Change:
     willing = target.rows.filter(status__in=action.sources)
     shown = list(willing.prefetch_related("keys", "tags")[:MAX_SHOWN])
     count = len(shown) if len(shown) < MAX_SHOWN else willing.count()
-    return Change(target.meaning, action.target, target.rows.count(), count, shown, target.selection())
+    until = willing.aggregate(last=Max("token_until"))["last"] if action.target in TURNED_AWAY else None
+    return Change(target.meaning, action.target, target.rows.count(), count, shown, target.selection(), until)
 
 
 def preview_of_any(what: str, chosen: Chosen, *, now: int) -> Change:
@@ -233,7 +237,8 @@ def _change(event: str, what: str, chosen: Chosen, edit: Edit, *, actor: Actor, 
         detail = {"query": target.text[:500], "max": chosen.most, "why": str(error)}
         audit.record([Event(event, "", "refused", detail)], actor=actor, now=now)
         raise
-    return Change(target.meaning, what, len(rows), len(changed), changed[:MAX_SHOWN], "")
+    until = max((row.token_until or 0 for row in changed), default=0) if what in TURNED_AWAY else 0
+    return Change(target.meaning, what, len(rows), len(changed), changed[:MAX_SHOWN], "", until or None)
 
 
 def _hold(target: Target, chosen: Chosen) -> list[Device]:

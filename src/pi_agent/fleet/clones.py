@@ -25,7 +25,6 @@ from pi_agent.errors import OAuthError
 from pi_agent.fleet import audit
 from pi_agent.fleet.models import Device, DeviceBoot, DeviceKey
 
-POLICIES = ("alarm", "quarantine")
 KEEP = 90 * 86400
 KEEP_BOOTS = 1000
 STORM = 30

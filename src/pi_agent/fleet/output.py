@@ -43,6 +43,13 @@ def ago(time: str | None, now: int) -> str:
     return f"{seconds // unit}{letter} ago"
 
 
+def bound(until: str | None, now: int) -> str:
+    """For how long a device that was turned away may still be believed by its last token (RFC 3339); "" when it has ended."""
+    if until is None or datetime.fromisoformat(until).timestamp() <= now:
+        return ""
+    return f"tokens handed out before work until {utc(until)} at the latest, at services that do not ask the fleet about them"
+
+
 def _member(name: str) -> Cell:
     return lambda device, now: plain(str(device[name])) if device[name] not in (None, "") else "-"
 
@@ -161,6 +168,8 @@ def card(device: Device, now: int) -> str:
     lines += [("Flag", plain(device["flag"]))] if device["flag"] else []
     lines += [("Reason", plain(device["status_reason"]))] if device["status_reason"] else []
     lines += [("Refused for", plain(device["refused_reason"]))] if device["refused_reason"] else []
+    if device["status"] != "approved" and (kept := bound(device["token_until"], now)):
+        lines += [("Tokens", kept)]
     lines += [("Simulated", "yes")] if device["simulated"] else []
     lines += [("Public key", f"{key['kid']} ({key['alg']})") for key in device["keys"]]
     lines += [("Shown as", f"{device['code']}  {device['words']}")] if device.get("code") else []

@@ -176,6 +176,7 @@ def describe(device: Device, now: int | None = None) -> dict[str, Any]:
         "seen": rfc3339(device.seen_at),
         "refused": rfc3339(device.refused_at),
         "refused_reason": device.refused_reason,
+        "token_until": rfc3339(device.token_until),
         "due": rfc3339(device.due_at),
         "late": None if device.due_at is None or now is None else device.due_at < now,
     }

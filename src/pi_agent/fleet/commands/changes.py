@@ -118,6 +118,8 @@ def _show(preview: dict[str, Any]) -> None:
         say(line)
     if number > SHOWN:
         say(f"and {number - SHOWN:,} more")
+    if kept := output.bound(preview["tokens_until"], int(time.time())):
+        say(kept)
 
 
 def _confirm(arguments: argparse.Namespace, action: str, preview: dict[str, Any]) -> None:

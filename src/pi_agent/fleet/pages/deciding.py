@@ -14,6 +14,7 @@ from pi_agent.fleet import changes, registry, views
 from pi_agent.fleet import pending as pending_facts
 from pi_agent.fleet.access import ForbiddenError
 from pi_agent.fleet.changes import ACTIONS, Chosen
+from pi_agent.fleet.output import bound
 from pi_agent.fleet.pages import show
 from pi_agent.fleet.pages.guard import caller_of, page
 from pi_agent.fleet.pages.listing import link, listing
@@ -62,6 +63,7 @@ def _preview(request: HttpRequest, preview: changes.Change, **asked: object) -> 
         "more": max(0, preview.count - SHOWN),
         "target": preview.target,
         "rows": [show.row(registry.describe(device), now) for device in preview.changed[:SHOWN]],
+        "bound": bound(registry.rfc3339(preview.tokens_until), now),
         "selection": preview.selection,
         "reason": request.POST.get("reason", ""),
         **asked,
@@ -103,6 +105,7 @@ def device(request: HttpRequest, device_id: str) -> HttpResponseBase:
         "actions": [action.name for action in fitting if caller.may(action.role)],
         "version": changes.version(found),
         **pending_facts.recognised_by(found),
+        "bound": "" if found.status == "approved" else bound(described["token_until"], now),
         "why": pending_facts.why(found) if found.status == "pending" else [],
         "problem": problem,
     }

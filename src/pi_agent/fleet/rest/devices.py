@@ -201,6 +201,7 @@ def _answer(change: Change, *, dry_run: bool = False) -> dict[str, Any]:
         "count": change.count,
         "changed": [registry.describe(device) | status for device in change.changed],
         "selection": change.selection or None,
+        "tokens_until": registry.rfc3339(change.tokens_until),
     }
 
 
