@@ -30,7 +30,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
-from pi_agent import assertion, client, jws
+from pi_agent import assertion, client, jws, oauth
 from pi_agent.device import identity
 from pi_agent.device.keys import file
 from pi_agent.device.transport import Transport
@@ -280,12 +280,12 @@ def show_assertion(board: SimulatedBoard) -> None:
         boot=boot_claim(board.root, known.issuer),
     )
     signed = assertion.sign(claims, kind=assertion.GRANT, alg=key.alg, kid=key.public_key().kid, sign=key.sign)
-    transport = Transport(loopback_http=True)
-    token, _ = transport.fetch_token(known.token_endpoint, lambda: signed)
+    form, transport = oauth.grant_form(signed), Transport(loopback_http=True)
+    token = transport.buy(known.token_endpoint, lambda: form)
     say(f"\n{board.name} signs this assertion:\n{indented(jws.parse(signed).claims)}")
     say(f"and gets an access token for it:\n{indented(jws.parse(token.access_token).claims)}")
     try:
-        transport.fetch_token(known.token_endpoint, lambda: signed)
+        transport.buy(known.token_endpoint, lambda: form)
     except OAuthError as error:
         say(f"the same assertion a second time: {error}")
         return

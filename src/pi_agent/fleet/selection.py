@@ -102,9 +102,9 @@ def _node(node: Node, now: int) -> Q:
         case Not(part):
             return ~_node(part, now)
         case Is("tag", parts):
-            return Q(Exists(_tags().filter(fits(F("tag_key"), parts))))
+            return Q(pk__in=DeviceTag.objects.filter(fits(F("tag_key"), parts)).values("device"))  # from tag to device
         case Unknown("tag"):
-            return ~Q(Exists(_tags()))
+            return ~Q(Exists(DeviceTag.objects.filter(device=OuterRef("pk"))))
         case Is(field, parts):
             column = F(COLUMNS[field])
             return _known(field) & fits(AsciiLower(column) if field in FOLDED_HERE else column, parts)
@@ -116,10 +116,6 @@ def _node(node: Node, now: int) -> Q:
             return _known(field) & Q(**{COLUMNS[field]: value})
         case Unknown(field):
             return ~_known(field)
-
-
-def _tags() -> Any:
-    return DeviceTag.objects.filter(device=OuterRef("pk"))
 
 
 def _known(field: str) -> Q:
