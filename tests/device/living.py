@@ -91,10 +91,16 @@ class Living:
         )
         return [sys.executable, "-c", code, *options, *words]
 
-    def run(self, *words: str, **more: Any) -> subprocess.CompletedProcess[str]:
+    def run(self, *words: str, wrapper: tuple[str, ...] = (), **more: Any) -> subprocess.CompletedProcess[str]:
         """One command to its end."""
         return subprocess.run(
-            self.command(*words), capture_output=True, text=True, timeout=60, check=False, env=self._variables(), **more
+            [*wrapper, *self.command(*words)],
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+            env=self._variables(),
+            **more,
         )
 
     @contextlib.contextmanager

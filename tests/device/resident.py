@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import shlex
 import shutil
 import signal
 import subprocess
@@ -90,18 +91,20 @@ class Home:
             identity.Identity(ISSUER, "pi-4f1c", token_endpoint, key.public_key().kid, ""),
         )
 
-    def command(self, *arguments: str) -> list[str]:
-        code = "import sys; from pi_agent.device.cli import main; sys.exit(main())"
+    def command(self, *arguments: str, first: str = "") -> list[str]:
+        code = f"{first}\nimport sys; from pi_agent.device.cli import main; sys.exit(main())"
         return [sys.executable, "-c", code, *arguments]
 
     def environment(self) -> dict[str, str]:
         plain = {name: value for name, value in os.environ.items() if not name.startswith("PI_AGENT_")}
         return plain | self.variables | {"PYTHONPATH": str(SOURCE), "PYTHONDONTWRITEBYTECODE": "1"}
 
-    def run(self, *arguments: str, **more: Any) -> subprocess.CompletedProcess[str]:
+    def run(
+        self, *arguments: str, first: str = "", wrapper: tuple[str, ...] = (), **more: Any
+    ) -> subprocess.CompletedProcess[str]:
         """One command of the command line, to its end."""
         return subprocess.run(
-            self.command(*arguments),
+            [*wrapper, *self.command(*arguments, first=first)],
             env=self.environment(),
             capture_output=True,
             text=True,
@@ -120,16 +123,24 @@ class Home:
             os.environ.clear()
             os.environ.update(before)
 
-    def start(self, fields: dict[str, str] | None = None) -> Agent:
-        """The resident, without the second that ``pi-agent run`` takes to get ready."""
+    def bend(self, code: str) -> dict[str, str]:
+        """The fields for workers that run ``code`` before their own: a shorter deadline, another clock."""
+        fields = self.fields()
+        before = f"import sys; sys.path[:0] = {fields['path'].split(os.pathsep)!r}\n{code}\nexec(sys.argv[1])"
+        python = self.folder / "python"
+        python.write_text(f'#!/bin/sh\nexec {sys.executable} -I -S -B -c {shlex.quote(before)} "$4"\n')
+        python.chmod(0o755)
+        return fields | {"python": str(python)}
+
+    def start(self, fields: dict[str, str] | None = None, *, first: str = "", wrapper: tuple[str, ...] = ()) -> Agent:
+        """The resident, without the second that ``pi-agent run`` takes to get ready. ``first`` is code that it runs first."""
         reader, writer = os.pipe()
         os.write(writer, frames.pack(self.fields() if fields is None else fields))
         os.close(writer)
-        code = f"import sys; sys.path[:0] = [{str(SOURCE)!r}]; from pi_agent.device.agent import main; main({reader})"
+        code = f"import sys; sys.path[:0] = [{str(SOURCE)!r}]\n{first}\nfrom pi_agent.device.agent import main; main({reader})"
+        command = [*wrapper, sys.executable, "-I", "-S", "-B", "-c", code]
         with self.log.open("ab") as log:
-            process = subprocess.Popen(
-                [sys.executable, "-I", "-S", "-B", "-c", code], stderr=log, pass_fds=[reader], stdin=subprocess.DEVNULL
-            )
+            process = subprocess.Popen(command, stderr=log, pass_fds=[reader], stdin=subprocess.DEVNULL)
         os.close(reader)
         return Agent(self, process)
 

@@ -16,7 +16,7 @@ import pytest
 from device.asking import failed, failing, fetch
 from device.servers import TOKEN, Authority, Request, Script, reply, says, serving
 from pi_agent.device import transport
-from pi_agent.errors import ConfigError
+from pi_agent.errors import ConfigError, TransportError
 
 JSON_HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\n"
 TOKEN_JSON = reply().partition(b"\r\n\r\n")[2]
@@ -121,7 +121,7 @@ def test_ra03_a_listener_that_never_accepts_ends_anyway() -> None:
 
 @pytest.mark.usefixtures("impatient")
 def test_ra03_a_resolver_that_hangs_ends_anyway(monkeypatch: pytest.MonkeyPatch) -> None:
-    """getaddrinfo cannot be interrupted; the attempt ends beside it."""
+    """getaddrinfo cannot be interrupted; the attempt ends beside it, and says what it waited for."""
     awake = threading.Event()
 
     def resolve(*_: object, **__: object) -> None:
@@ -129,8 +129,24 @@ def test_ra03_a_resolver_that_hangs_ends_anyway(monkeypatch: pytest.MonkeyPatch)
         raise socket.gaierror(socket.EAI_AGAIN, "late")
 
     monkeypatch.setattr(socket, "getaddrinfo", resolve)
-    assert failed("https://fleet.example/token").reason == "timeout"
+    assert failed("https://fleet.example/token").reason == "dns"
     awake.set()
+
+
+@pytest.mark.usefixtures("impatient")
+def test_ra03_all_requests_of_an_attempt_end_in_its_time() -> None:
+    """What one request has used up, the next does not have; without ``one_attempt`` each has its own time."""
+    with serving(hanging) as server:
+        attempt = transport.Transport(loopback_http=True, one_attempt=True)
+        said = [str(_failure(attempt, server.url)) for _ in range(5)]
+        assert said[3:] == ["no answer in the time that an attempt has"] * 2
+        assert len(server.requests) <= 3
+
+
+def _failure(attempt: transport.Transport, url: str) -> TransportError:
+    with pytest.raises(TransportError) as caught:
+        attempt.get_json(url)
+    return caught.value
 
 
 HUGE: dict[str, Script] = {

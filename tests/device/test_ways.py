@@ -215,6 +215,21 @@ def test_sighup_takes_new_settings_and_keeps_the_old_for_bad_ones(pi: Living) ->
         assert pi.token()
 
 
+def test_sighup_leaves_the_token_file_and_makes_a_new_one(pi: Living) -> None:
+    """A file that the settings still name stays; one that they name from now on is there with the token of before."""
+    first, second = pi.home / "run" / "token", pi.home / "run" / "environment"
+    pi.configure(f'[sinks]\ntoken_file = "{first}"\n', "config.d/10-sinks.toml")
+    with pi.running() as agent:
+        eventually(first.exists, "the token file")
+        pi.configure(f'[sinks]\ntoken_file = "{first}"\nenvironment_file = "{second}"\n', "config.d/10-sinks.toml")
+        agent.send_signal(signal.SIGHUP)
+        eventually(second.exists, "the environment file")
+        assert (first.read_text(), "PI_AGENT_TOKEN=token-1\n" in second.read_text()) == ("token-1", True)
+        pi.configure("", "config.d/10-sinks.toml")
+        agent.send_signal(signal.SIGHUP)
+        eventually(lambda: not first.exists() and not second.exists(), "the end of both")
+
+
 @pytest.mark.skipif(not shutil.which("curl"), reason="curl is not installed")
 def test_a_small_program_in_the_shell(pi: Living) -> None:
     """The documented line for curl works against the socket itself."""

@@ -24,7 +24,7 @@ WORKER_DEADLINE = 40.0  # the worker ends its own attempt after 30
 LONGEST_NAP = 10.0  # a suspended board wakes up in the middle of a nap, and boot time has gone on
 CLOCK_NAP = 1.0  # while the clock is the trouble, a step is noticed within this
 HEARTBEAT = 5.0
-UNSENT = ("board_document", "allow", "flags", "warnings")  # what a worker has no use for
+UNSENT = ("board_document", "allow", "flags", "warnings", "note")  # what a worker has no use for
 
 TYPE_CHECKING = False  # typing.TYPE_CHECKING without importing typing
 if TYPE_CHECKING:
@@ -72,6 +72,7 @@ class Agent:
         self._doors.asks_groups = any(rule.gid is not None for rule in self.rules)
         self._outlets = outlets.Outlets(settings, self._gid)
         self._journal = Journal()
+        self._note = settings["note"]
         self._children: dict[int, children.Child] = {}
         self._in_flight: Slot | None = None
         self._anchor: float | None = None
@@ -133,6 +134,7 @@ class Agent:
             self.tokens.sweep(now)
             children.reap()
         self._outlets.sweep(self.tokens.default, now)
+        self._tell("files", self._outlets.problem, now)
         self._notice_clock(now)
         self._doors.sweep(now)
         for handle in [handle for handle, child in self._children.items() if now >= child.deadline]:
@@ -146,10 +148,14 @@ class Agent:
             self.clock_steps += 1
             self._journal.say(f"the clock was set {'forward' if step > 0 else 'back'} by {clock.length(abs(step))}")
             self._try_failed(now)
-        if problem := self.clock_problem(now):
-            self._journal.report("clock", problem.partition(";")[0][:24], problem, now, level=WARNING)
+        self._tell("clock", self.clock_problem(now), now)
+
+    def _tell(self, subject: str, problem: str, now: float) -> None:
+        """Log a problem when it comes, and each hour; figures in it do not make it another one."""
+        if problem:
+            self._journal.report(subject, problem[:24], problem, now, level=WARNING)
         else:
-            self._journal.forget("clock")
+            self._journal.forget(subject)
 
     # Attempts
 
@@ -203,8 +209,8 @@ class Agent:
         slot.renewing = False
         if fields.get("anchor"):
             self._anchor = float(fields["anchor"])
-        if fields.get("note"):
-            self._journal.report("key", fields["note"], fields["note"], now, level=WARNING)
+        self._note = fields.get("note", self._note)
+        self._tell("key", self._note, now)
         if self._signed_out:
             return  # whatever it brought was asked for before
         before = slot.outcome
@@ -326,7 +332,7 @@ class Agent:
         return None if self._anchor is None else clock.offset(time.time(), now, self._anchor)
 
     def warnings(self, now: float) -> list[str]:
-        found = [*self.settings["warnings"].split("\n"), self.clock_problem(now), self._outlets.problem]
+        found = [*self.settings["warnings"].split("\n"), self.clock_problem(now), self._outlets.problem, self._note]
         return [warning for warning in found if warning]
 
     def since_token(self, now: float) -> int:

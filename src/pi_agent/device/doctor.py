@@ -19,7 +19,7 @@ from urllib.parse import urlsplit
 
 from pi_agent import client
 from pi_agent.board import Board
-from pi_agent.device import clock, config, discovery, identity, joining, mounts, preparation, worker
+from pi_agent.device import clock, config, discovery, files, identity, joining, mounts, preparation, worker
 from pi_agent.device.probe import probe
 from pi_agent.device.transport import http_date, within
 from pi_agent.errors import AgentError, PiAgentError, TransportError
@@ -239,6 +239,10 @@ class Doctor:
         return Finding("sandbox", OK, "the agent sees what it needs")
 
     def _flash(self) -> Finding:
+        sinks = (self.settings.sinks_token_file, self.settings.sinks_environment_file)
+        for folder in (self.settings.state, *(Path(path).parent for path in sinks if path)):
+            if trouble := files.trouble(folder):
+                return Finding("flash", BAD, trouble, f"df -h {folder}; findmnt -T {folder}")
         warnings = preparation.warnings(self.settings)
         if warnings:
             return Finding("flash", WARNING, warnings[0])

@@ -11,10 +11,12 @@ import fcntl
 import os
 import stat
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from pi_agent.errors import KeyFileError
+
+ROOM = 64 * 1024  # a key and an identity, each with the one that it replaces, and the folder's own blocks
 
 _TEMPORARY = ".pi-agent-"
 
@@ -152,9 +154,24 @@ def remove(path: Path) -> None:
 
 
 def sweep(directory: Path) -> None:
-    """Remove what an interrupted write left behind."""
+    """Remove what an interrupted write left behind. On a disk that takes no change it stays (RA-21)."""
     for leftover in directory.glob(_TEMPORARY + "*"):
-        leftover.unlink(missing_ok=True)
+        with suppress(OSError):
+            leftover.unlink(missing_ok=True)
+
+
+def trouble(directory: Path) -> str:
+    """Why nothing can be kept in ``directory``, or "": its file system is read-only, or full. Nothing is written to find out."""
+    try:
+        found = os.statvfs(directory)
+    except OSError as error:
+        return f"{directory} cannot be used: {error.strerror}"
+    if found.f_flag & os.ST_RDONLY:
+        return f"{directory} is on a read-only file system"
+    # A file system that counts neither blocks nor files says 0 of 0.
+    if (found.f_blocks and found.f_bavail * found.f_frsize < ROOM) or (found.f_files and not found.f_favail):
+        return f"the file system of {directory} is full"
+    return ""
 
 
 def _place(path: Path, data: bytes, mode: int, *, replace: bool) -> None:

@@ -98,6 +98,12 @@ def store(state: Path, identity: Identity) -> None:
     files.replace(state / NAME, document.encode())
 
 
+def obstacle(state: Path) -> str:
+    """Why the next rotation will have to wait, or "" (RA-21)."""
+    trouble = files.trouble(state)
+    return f"no key can be rotated: {trouble}" if trouble else ""
+
+
 def claim(state: Path, serial: str) -> Identity | None:
     """The identity (or draft) that the board with ``serial`` may go on with; None when it has to begin.
 

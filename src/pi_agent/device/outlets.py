@@ -10,7 +10,7 @@ HOOK_DEADLINE = 30.0
 
 TYPE_CHECKING = False  # typing.TYPE_CHECKING without importing typing
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
 
     from pi_agent.device.tokens import Slot
 
@@ -25,15 +25,15 @@ class Outlets:
     def __init__(self, settings: dict[str, str], gid: int | None) -> None:
         self.problem = ""
         self._gid = gid
-        self._out = False
+        self._ends: dict[str, float] = {}  # the files that are out, and when the token in each ends
         self.change(settings)
 
     def change(self, settings: dict[str, str]) -> None:
-        """Take new settings. What is out under an old name goes."""
-        self.remove()
+        """Take new settings. What is out under an old name goes; what is not yet out under a new one comes with ``sweep``."""
         self._token_file = settings["token_file"]
         self._environment_file = settings["environment_file"]
         self._hooks = settings["hooks"]
+        self._take_away(path for path in self._ends if path not in (self._token_file, self._environment_file))
 
     def put(self, slot: Slot, now: float, *, changed: bool, start: Start) -> None:
         """After an attempt: write a new token, or take a refused device's files away; and tell the hooks."""
@@ -47,23 +47,29 @@ class Outlets:
                 start([path], variables, now)
 
     def sweep(self, slot: Slot, now: float) -> None:
-        """Take the files away when their token has ended."""
-        if self._out and slot.left(now) <= 0:
-            self.remove()
+        """Take the files away whose token has ended, and write what could not be written before."""
+        self._take_away(path for path, end in self._ends.items() if now >= end)
+        named = (path for path in (self._token_file, self._environment_file) if path)
+        is_behind = self.problem or any(path not in self._ends for path in named)
+        if is_behind and slot.left(now) > 0 and slot.outcome != schedule.REFUSED:
+            self._write(slot, now)
 
     def remove(self) -> None:
-        if self._out:
-            self._out = False
-            sinks.remove(self._token_file)
-            sinks.remove(self._environment_file)
+        self._take_away(self._ends)
+        self.problem = ""
+
+    def _take_away(self, paths: Iterable[str]) -> None:
+        for path in list(paths):
+            sinks.remove(path)
+            del self._ends[path]
 
     def _write(self, slot: Slot, now: float) -> None:
         token, expires_at = sinks.bare(slot.head), int(time.time() + slot.left(now))
+        files = {self._token_file: token.encode(), self._environment_file: sinks.environment(token, expires_at)}
         problems = []
-        if self._token_file:
-            self._out = True
-            problems.append(sinks.write(self._token_file, token.encode(), self._gid))
-        if self._environment_file:
-            self._out = True
-            problems.append(sinks.write(self._environment_file, sinks.environment(token, expires_at), self._gid))
-        self.problem = "; ".join(filter(None, problems))
+        for path, data in files.items():
+            if path and (problem := sinks.write(path, data, self._gid)):
+                problems.append(problem)
+            elif path:
+                self._ends[path] = slot.expires
+        self.problem = "; ".join(problems)

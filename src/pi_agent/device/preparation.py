@@ -3,7 +3,7 @@ what it likes: it is ``pi-agent run`` before it becomes the resident, or a proce
 
 The fields are every setting under its variable-like name (``server_issuer``; numbers and switches as text), and:
 ``python`` and ``path`` (how to start a worker), ``issuer``, ``client_id``, ``board``, ``board_document``, ``key``,
-``phase``, ``allow``, ``socket_gid``, ``flags`` and ``warnings``, one a line.
+``phase``, ``allow``, ``socket_gid``, ``flags``, ``note`` (``worker.py``) and ``warnings``, one a line.
 """
 
 from __future__ import annotations
@@ -64,6 +64,7 @@ def prepare(flags: Mapping[str, Any]) -> dict[str, str]:
         "hooks": settings.sinks_hooks,
         "flags": json.dumps({name: str(flags[name]) for name in FLAGS if flags.get(name)}),
         "warnings": "\n".join(warnings(settings)),
+        "note": identity.obstacle(settings.state),
     }
     if len(frames.pack(fields)) > frames.MAX_FRAME // 2:
         raise ConfigError("the settings are longer than 32 KiB", path=str(settings.config))

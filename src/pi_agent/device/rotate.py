@@ -41,18 +41,13 @@ def begin(state: Path, known: Identity, location: str) -> Identity:
         return _change(state, found, known, replace(known, next_key=location))
 
 
-def key_to_use(state: Path, known: Identity, transport: Transport, *, loopback_http: bool, now: int) -> KeyStore:
-    """The key for the next token: the one that is being rotated in, once the server takes it, else the one in use.
+def next_key(state: Path, known: Identity, transport: Transport, *, loopback_http: bool, now: int) -> KeyStore:
+    """The key that is being rotated in, made if it is not there yet, and known to the server. ``now`` is in seconds since 1970.
 
-    ``now`` is in seconds since 1970. Raises KeyFileError when the key in use cannot be used.
+    Raises KeyFileError when it cannot be made, and like ``sign_in``; the key in use is then still the key.
     """
-    if not known.next_key:
-        return load_key(state, known)
-    try:
-        key = stores.load_or_create(known.next_key, state)
-        sign_in(transport, known, load_key(state, known), key, loopback_http=loopback_http, now=now)
-    except PiAgentError:
-        return load_key(state, known)  # it was not accepted, or not made: the next refresh tries again
+    key = stores.load_or_create(known.next_key, state)
+    sign_in(transport, known, load_key(state, known), key, loopback_http=loopback_http, now=now)
     return key
 
 

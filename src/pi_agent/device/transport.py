@@ -5,7 +5,8 @@ assertion, a response hook that believes nothing it should not, and an adapter t
 
 * no redirect is followed, no cookie kept, no ``.netrc``, proxy or CA taken from the environment;
 * an answer is read to 64 KiB, as it was sent: a compressed one is refused, since nothing was asked for compressed;
-* an attempt ends after 30 seconds, whatever hangs (names, TLS, a server that drips), because it runs beside its clock.
+* a request ends after 30 seconds, whatever hangs (names, TLS, a server that drips), because it runs beside its clock,
+  and so do all the requests of one attempt together.
 
 Requirements A-13 to A-20, RA-03, RA-06 to RA-12. Every failure is a TransportError with a reason, or an OAuthError.
 """
@@ -15,8 +16,10 @@ from __future__ import annotations
 import io
 import json
 import logging
+import math
 import os
 import socket
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -77,36 +80,43 @@ class Answer:
 class Transport:
     """A session with the server's rules of trust. ``loopback_http`` lets plain http through; URLs were checked before.
 
-    ``seen`` is the last Date that a server we trust has sent, with the boot seconds at which it came, or None.
+    With ``one_attempt`` all requests together have DEADLINE seconds, else each has. ``seen`` is the last Date that a
+    server we trust has sent, with the boot seconds at which it came, or None.
     """
 
-    def __init__(self, *, ca_file: str = "", proxy: str = "", loopback_http: bool = False) -> None:
+    def __init__(
+        self, *, ca_file: str = "", proxy: str = "", loopback_http: bool = False, one_attempt: bool = False
+    ) -> None:
         self._verify: Any = ca_file or True  # the types of requests-oauthlib forget that a path may stand here
         self._proxies = {"http": proxy, "https": proxy} if proxy else {}
         self._loopback_http = loopback_http
+        self._ends = time.monotonic() + DEADLINE if one_attempt else math.inf
         self.seen: tuple[int, float] | None = None
 
     def get_json(self, url: str) -> Answer:
-        return within(DEADLINE, lambda: self._request("GET", url, headers={"Accept": "application/json"}))
+        return self._within(lambda: self._request("GET", url, headers={"Accept": "application/json"}))
 
     def post_json(self, url: str, members: dict[str, Any], *, bearer: str = "") -> Answer:
         headers = {"Content-Type": "application/json", "Accept": "application/json"}
         if bearer:
             headers["Authorization"] = f"Bearer {bearer}"
         body = json.dumps(members).encode()
-        return within(DEADLINE, lambda: self._request("POST", url, headers=headers, data=body))
+        return self._within(lambda: self._request("POST", url, headers=headers, data=body))
 
     def buy(self, url: str, make_form: Callable[[], str], *, scope: str = "", authorization: str = "") -> oauth.Token:
         """The token that the form buys at ``url``. ``make_form`` is called once; ``scope`` is what it asks for.
 
         Raises OAuthError, TransportError.
         """
-        return within(DEADLINE, lambda: self._buy(url, make_form, scope, authorization))
+        return self._within(lambda: self._buy(url, make_form, scope, authorization))
 
     def post_form(self, url: str, body: str, *, authorization: str = "") -> Answer:
         """An answer from an endpoint that gives no token. Raises TransportError."""
         headers = _form_headers(authorization)
-        return within(DEADLINE, lambda: self._request("POST", url, headers=headers, data=body.encode("ascii")))
+        return self._within(lambda: self._request("POST", url, headers=headers, data=body.encode("ascii")))
+
+    def _within(self, request: Callable[[], _Result]) -> _Result:
+        return within(min(DEADLINE, self._ends - time.monotonic()), request)
 
     def _buy(self, url: str, make_form: Callable[[], str], scope: str, authorization: str) -> oauth.Token:
         # oauthlib refuses plain http unless this says otherwise. What the environment said never counts (A-13): the
@@ -292,12 +302,20 @@ def _translated(request: Callable[[], _Result]) -> _Result:
 def _unreachable(error: Exception) -> TransportError:
     inner = _innermost(error)
     if isinstance(inner, socket.gaierror):
+        if inner.errno == socket.EAI_AGAIN:
+            return _no_name_server()
         return TransportError(
             "the server's name is not known to DNS", reason="dns", hint="resolvectl status; ping the name"
         )
     if isinstance(inner, ConnectionRefusedError):
         return TransportError("nothing listens at the server's address (connection refused)", reason="refused")
     return TransportError("the server cannot be reached: " + _cause(error), reason="unreachable")
+
+
+def _no_name_server() -> TransportError:
+    return TransportError(
+        "no name server says what the server's address is", reason="dns", hint="resolvectl status; cat /etc/resolv.conf"
+    )
 
 
 def _cause(error: BaseException) -> str:
@@ -341,10 +359,22 @@ def within(seconds: float, attempt: Callable[[], _Result]) -> _Result:
             errors.append(error)
 
     thread = threading.Thread(target=run, daemon=True)
-    thread.start()
-    thread.join(seconds)
+    if seconds > 0:
+        thread.start()
+        thread.join(seconds)
     if errors:
         raise errors[0]
-    if not values:
-        raise TransportError(f"no answer within {seconds:g} s", reason="timeout")
-    return values[0]
+    if values:
+        return values[0]
+    if _is_resolving(thread):
+        raise _no_name_server()
+    limit = f"within {seconds:.3g} s" if seconds > 0 else "in the time that an attempt has"
+    raise TransportError(f"no answer {limit}", reason="timeout")
+
+
+def _is_resolving(thread: threading.Thread) -> bool:
+    """The thread hangs in the resolver, which tells nobody and cannot be told to end."""
+    frame = sys._current_frames().get(thread.ident or 0)
+    while frame and frame.f_code is not socket.getaddrinfo.__code__:
+        frame = frame.f_back
+    return frame is not None

@@ -3,8 +3,8 @@
 It gets its settings as a frame on standard input and answers with a frame on standard output (``frames.py``):
 ``outcome`` is ``token``, ``pending``, ``refused``, ``failed`` or ``revoked``. With ``token`` come ``expires_in`` and the
 answer's JSON in two halves, ``head`` and ``tail``, between which the resident writes how many seconds are left.
-Otherwise ``message``, ``hint``, ``reason`` and ``retry_after``. ``anchor`` is what the server's Date told (``clock.py``).
-Whatever goes wrong is an answer.
+Otherwise ``message``, ``hint``, ``reason`` and ``retry_after``. ``anchor`` is what the server's Date told (``clock.py``),
+``note`` what is wrong with keeping keys. Whatever goes wrong is an answer.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ from pi_agent.jws import b64url
 PENDING_ERROR = "authorization_pending"  # RFC 8628 section 3.5
 BUSY_ERRORS = ("slow_down", "temporarily_unavailable", "server_error")  # RFC 8628 section 3.5, RFC 6749 section 4.1.2.1
 CLOCK_ERRORS = ("invalid_grant", "invalid_client", "invalid_request", "unauthorized_client")
+POSTPONED = "the key is not rotated yet"
 CLOCK_HINT = "set the clock: timedatectl; sudo systemctl restart systemd-timesyncd"
 
 Fields = dict[str, str | int]
@@ -125,7 +126,7 @@ class Attempt:
         """What the resident is to remember."""
         self._learn()
         learned: Fields = {"forget_refresh_token": "1"} if self._forgotten else {}
-        learned |= {"note": self._note} if self._note else {}
+        learned["note"] = self._note or identity.obstacle(self._state)
         return learned | ({} if self._anchor is None else {"anchor": repr(self._anchor)})
 
     def _profile_and_key(self) -> tuple[request.Profile, KeyStore]:
@@ -136,9 +137,13 @@ class Attempt:
         return profile(self._settings, known, key, board), key
 
     def _next_key(self, known: identity.Identity) -> KeyStore:
-        return rotate.key_to_use(
-            self._state, known, self._transport, loopback_http=self._loopback_http, now=self._now(known.issuer)
-        )
+        """The key that is being rotated in; the one in use as long as that is not to be had."""
+        now = self._now(known.issuer)
+        try:
+            return rotate.next_key(self._state, known, self._transport, loopback_http=self._loopback_http, now=now)
+        except PiAgentError as error:
+            self._note = f"{POSTPONED}: {error}"
+            return joining.load_key(self._state, known)
 
     def _is_back_in(self) -> bool:
         """The server did not know the key, and does now (``rotate.sign_back_in``)."""
@@ -159,7 +164,7 @@ class Attempt:
             elif token.key_rotation and not known.next_key:
                 self._known = rotate.begin(self._state, known, stores.successor(known.key))
         except PiAgentError as error:
-            self._note = f"the key is not rotated yet: {error}"
+            self._note = f"{POSTPONED}: {error}"
 
     def _buy(self, profile: request.Profile, key: KeyStore, refresh_token: str = "") -> oauth.Token:
         scope = self._settings["scope"]
@@ -211,6 +216,7 @@ def transport(settings: dict[str, str]) -> Transport:
         ca_file=settings["server_ca_file"],
         proxy=settings["server_proxy"],
         loopback_http=settings["server_loopback_http"] == "True",
+        one_attempt=True,
     )
 
 
