@@ -12,20 +12,17 @@ Rules kept here, for everything that comes in:
 from __future__ import annotations
 
 import asyncio
-import threading
 import time
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
-
-from django.core.handlers.asgi import ASGIHandler
-from django.db import connections
 
 from pi_agent.errors import OAuthError
 from pi_agent.fleet import counters, database, enrollment, health, introspection, rotation
 from pi_agent.fleet.clerk import BUG, FAILED, MAX_WAITING, Clerk, log
 from pi_agent.fleet.pages import static_files
 from pi_agent.fleet.sources import client_behind, networks
+from pi_agent.fleet.threaded import Threaded, close_pool
 from pi_agent.fleet.tokens import Authority, load_authority
 from pi_agent.fleet.web import (
     MAX_BODY,
@@ -58,7 +55,7 @@ class Application:
     def __init__(self, authority: Authority, *, clock: Callable[[], float] = time.time) -> None:
         self.authority = authority
         self.clock = clock
-        self.django = ASGIHandler()
+        self.django = Threaded()
         self.clerk = Clerk(lambda: self.authority, clock)
         self.pool = ThreadPoolExecutor(THREADS, thread_name_prefix="oauth")
         self.waiting = 0
@@ -108,7 +105,7 @@ class Application:
             counters.count("pi_fleet_requests_total", f"{path.rpartition('/')[2]} {answer.outcome}")
             return await reply(send, answer, method)
         scope["application"] = self  # for the metrics
-        return await self.django(scope, replay(body), send)
+        return await self.django.answer(scope, body, receive, send)
 
     def _request(self, scope: Scope, headers: Mapping[bytes, bytes], body: bytes) -> Request:
         return Request(
@@ -140,15 +137,8 @@ class Application:
     def close(self) -> None:
         """Let each thread finish and close its own database connection."""
         self.clerk.close()
-        meeting = threading.Barrier(THREADS)
-
-        def leave() -> None:
-            meeting.wait(timeout=5)  # so that every thread takes one of these, and no thread two
-            connections.close_all()
-
-        for _ in range(THREADS):
-            self.pool.submit(leave)
-        self.pool.shutdown()
+        self.django.close()
+        close_pool(self.pool, THREADS)
 
 
 READ_ONLY = json_answer(405, {"error": "invalid_request"}, {**NO_STORE, "allow": "GET, HEAD"})
@@ -183,20 +173,6 @@ async def _read_all(receive: Receive) -> bytes:
             raise too_large()
         if not message.get("more_body", False):
             return bytes(body)
-
-
-def replay(body: bytes) -> Receive:
-    """``receive`` for an application behind us: the body that was read already, and then nothing more.
-
-    A client that leaves is not told of, nor is one whose answer is out: Django would drop what it does at that moment,
-    which may be the closing of a database connection. What has arrived whole is worked off whole.
-    """
-    pending = [{"type": "http.request", "body": body, "more_body": False}]
-
-    async def replayed() -> Message:
-        return pending.pop() if pending else await asyncio.Future()
-
-    return replayed
 
 
 async def reply(send: Send, answer: Answer, method: str, *, close: bool = False) -> None:

@@ -23,7 +23,7 @@ from pi_agent.catalogue import fold
 from pi_agent.errors import ConflictError, QueryError, UsageError
 from pi_agent.fleet import audit
 from pi_agent.fleet.audit import Actor, Event
-from pi_agent.fleet.models import Device, DeviceTag
+from pi_agent.fleet.models import Device, DeviceTag, with_parts
 from pi_agent.fleet.selection import condition
 
 MAX_SHOWN = 1000
@@ -136,7 +136,7 @@ def narrowed(text: str, status: str) -> str:
 
 def version(device: Device) -> str:
     """The state that operators change, as a digest: equal as long as nobody has changed it."""
-    tags = sorted(tag.tag for tag in device.tags.all())
+    tags = sorted(device.tag_names)
     state = [device.client_id, device.name, device.status, device.status_reason, device.flag, device.scopes, tags]
     return hashlib.sha256(json.dumps(state).encode()).hexdigest()[:16]
 
@@ -146,7 +146,7 @@ def preview(name: str, chosen: Chosen, *, now: int) -> Change:
     action = _action(name)
     target = chosen.resolve(now)
     willing = target.rows.filter(status__in=action.sources)
-    shown = list(willing.prefetch_related("keys", "tags")[:MAX_SHOWN])
+    shown = with_parts(willing[:MAX_SHOWN])
     count = len(shown) if len(shown) < MAX_SHOWN else willing.count()
     until = willing.aggregate(last=Max("token_until"))["last"] if action.target in TURNED_AWAY else None
     return Change(target.meaning, action.target, target.rows.count(), count, shown, target.selection(), until)
@@ -155,7 +155,7 @@ def preview(name: str, chosen: Chosen, *, now: int) -> Change:
 def preview_of_any(what: str, chosen: Chosen, *, now: int) -> Change:
     """Which devices would be changed by what can be done to a device in any status."""
     target = chosen.resolve(now)
-    shown, count = list(target.rows.prefetch_related("keys", "tags")[:MAX_SHOWN]), target.rows.count()
+    shown, count = with_parts(target.rows[:MAX_SHOWN]), target.rows.count()
     return Change(target.meaning, what, count, count, shown, target.selection())
 
 
@@ -198,6 +198,8 @@ def tag(chosen: Chosen, *, add: Iterable[str], remove: Iterable[str], reason: st
     def edit(rows: list[Device]) -> tuple[list[Device], list[dict[str, object]]]:
         for batch in _batches(rows):
             _retag([row.pk for row in batch], new, old)
+        for row in rows:
+            del row.tag_names  # they are asked for again
         detail: dict[str, object] = {"added": list(new.values()), "removed": list(old.values()), "reason": reason}
         return rows, [detail] * len(rows)
 
@@ -250,7 +252,7 @@ def _hold(target: Target, chosen: Chosen) -> list[Device]:
     most = chosen.most
     if most is None:
         most = len(chosen.ids) or (target.rows.count() if chosen.selection else 1)
-    rows = list(target.rows.select_for_update().prefetch_related("keys", "tags")[: most + 1])
+    rows = with_parts(target.rows.select_for_update()[: most + 1])
     if len(rows) > most:
         raise ConflictError(
             f"{target.rows.count()} devices match, more than {most}", hint="look at them first, then raise --max"

@@ -35,6 +35,7 @@ def database_settings(settings: Settings) -> dict[str, Any]:
     return {
         "ENGINE": "django.db.backends.sqlite3",
         "NAME": settings.database,
+        "CONN_MAX_AGE": None,  # a thread keeps its connection, and the pages of the database that it has read
         "OPTIONS": {
             "timeout": settings.busy_timeout,
             "transaction_mode": "IMMEDIATE",

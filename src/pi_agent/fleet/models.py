@@ -7,10 +7,12 @@ beside it as ``catalogue.fold`` makes it, since that is the form in which text i
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, ClassVar
 
 from django.db import models
 from django.db.models import CheckConstraint, Index, Manager, Q, UniqueConstraint
+from django.utils.functional import cached_property
 
 from pi_agent.catalogue import PROTECTIONS, STATUSES
 
@@ -103,6 +105,17 @@ class Device(models.Model):
             ),
         ]  # fmt: skip
 
+    @cached_property
+    def tag_names(self) -> list[str]:
+        """Sorted."""
+        return list(self.tags.order_by("tag_key").values_list("tag", flat=True))
+
+    @cached_property
+    def speaking_keys(self) -> list[tuple[str, str, int, bool]]:
+        """(kid, alg, created_at, waits for its first use) of the keys that are not retired, the oldest first."""
+        found = self.keys.filter(retired_at=None).order_by("pk")
+        return [(kid, alg, at, until is not None) for kid, alg, at, until in found.values_list(*KEY_COLUMNS)]
+
 
 class DeviceTag(models.Model):
     """A tag that an operator gave a device."""
@@ -152,6 +165,26 @@ class DeviceKey(models.Model):
     created_at: Seconds = models.BigIntegerField()
     retired_at: MaybeSeconds = models.BigIntegerField(null=True)
     pending_until: MaybeSeconds = models.BigIntegerField(null=True)
+
+
+KEY_COLUMNS = ("kid", "alg", "created_at", "pending_until")
+AT_ONCE = 500
+
+
+def with_parts(rows: Iterable[Device]) -> list[Device]:
+    """Devices with their keys and tags, which are asked for at once (prefetch_related takes three times as long)."""
+    devices = list(rows)
+    for start in range(0, len(devices), AT_ONCE):
+        some = {device.pk: device for device in devices[start : start + AT_ONCE]}
+        for device in some.values():
+            device.tag_names, device.speaking_keys = [], []
+        tags = DeviceTag.objects.filter(device__in=some).order_by("tag_key").values_list("device", "tag")
+        for pk, tag in tags:
+            some[pk].tag_names.append(tag)
+        keys = DeviceKey.objects.filter(device__in=some, retired_at=None).order_by("pk")
+        for pk, kid, alg, at, until in keys.values_list("device", *KEY_COLUMNS):
+            some[pk].speaking_keys.append((kid, alg, at, until is not None))
+    return devices
 
 
 class Preauthorisation(models.Model):

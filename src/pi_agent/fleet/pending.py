@@ -9,7 +9,7 @@ from typing import Any
 from pi_agent import words
 from pi_agent.catalogue import MODELS
 from pi_agent.errors import UnknownDeviceError
-from pi_agent.fleet.models import AuditEvent, Device, DeviceKey
+from pi_agent.fleet.models import AuditEvent, Device, DeviceKey, with_parts
 from pi_agent.fleet.registry import rfc3339
 from pi_agent.protection import PROTECTIONS
 
@@ -19,8 +19,8 @@ TWINS = 5
 
 def waiting(limit: int = MAX_SHOWN) -> list[Device]:
     """Devices that wait for approval, the one that came first before the others."""
-    rows = Device.objects.filter(status="pending").prefetch_related("keys").order_by("created_at", "pk")
-    return list(rows[: min(limit, MAX_SHOWN)])
+    rows = Device.objects.filter(status="pending").order_by("created_at", "pk")
+    return with_parts(rows[: min(limit, MAX_SHOWN)])
 
 
 def find(code: str) -> Device:
@@ -61,8 +61,7 @@ def describe(device: Device) -> dict[str, Any]:
 
 def recognised_by(device: Device) -> dict[str, Any]:
     """The thumbprint of the key in use, its code and its words (None without a key), and what speaks for a second look."""
-    speaking = (key.kid for key in device.keys.all() if key.retired_at is None and key.pending_until is None)
-    kid = next(speaking, None)
+    kid = next((kid for kid, _, _, waits in device.speaking_keys if not waits), None)
     shown = {"code": words.code(kid), "words": " ".join(words.words(kid))} if kid else {"code": None, "words": None}
     return {"kid": kid, **shown, "why": why(device)}
 

@@ -19,7 +19,7 @@ from pi_agent.errors import UnknownDeviceError, UsageError
 from pi_agent.fleet import paging
 from pi_agent.fleet.access import RANK
 from pi_agent.fleet.changes import ACTIONS
-from pi_agent.fleet.models import AuditEvent, Device
+from pi_agent.fleet.models import AuditEvent, Device, with_parts
 from pi_agent.fleet.selection import COLUMNS, Opaque, bounds, condition, opaque
 
 MAX_LIMIT = 1000
@@ -64,7 +64,7 @@ def find(
         total = place.total
     elif total is None:
         total = Device.objects.filter(condition(query)).count()
-    rows = _page(query, order, place, limit + 1, total)
+    rows = with_parts(_page(query, order, place, limit + 1, total))
     more = order.place(rows[limit - 1], query.now, total).text(text, sort) if len(rows) > limit else None
     return Page(query.meaning(), query.now, rows[:limit], more, total)
 
@@ -77,7 +77,7 @@ def _page(
     With ``total`` of ``everyone`` matching, the first looks at about ``limit * everyone / total`` rows.
     """
     everyone = Device.objects.aggregate(last=Max("pk"))["last"] or 0
-    devices = Device.objects.prefetch_related("keys", "tags")
+    devices = Device.objects.all()
     if total * total < limit * everyone:
         return order.page(devices.filter(condition(query)), place, limit, sort=True)
     if query.root == query_language.ALL:
@@ -87,7 +87,7 @@ def _page(
 
 def get(client_id: str) -> Device:
     """The device with this id. Raises UnknownDeviceError."""
-    device = Device.objects.filter(client_id=client_id).prefetch_related("keys", "tags").first()
+    device = Device.objects.filter(client_id=client_id).first()
     if device is None:
         raise UnknownDeviceError("there is no such device", hint="pi-fleet devices lists all there are")
     return device
@@ -165,11 +165,9 @@ def describe(device: Device, now: int | None = None) -> dict[str, Any]:
         "agent": device.agent_version,
         "key": device.key_protection,
         "keys": [
-            {"kid": key.kid, "alg": key.alg, "created": rfc3339(key.created_at)}
-            for key in device.keys.all()
-            if key.retired_at is None
+            {"kid": kid, "alg": alg, "created": rfc3339(created)} for kid, alg, created, _ in device.speaking_keys
         ],
-        "tags": [tag.tag for tag in device.tags.all()],
+        "tags": device.tag_names,
         "scope": device.scopes,
         "created": rfc3339(device.created_at),
         "auth": rfc3339(device.auth_at),

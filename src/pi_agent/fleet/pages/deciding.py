@@ -119,7 +119,7 @@ def _act_on(request: HttpRequest, client_id: str) -> None:
     chosen = Chosen(f"id:{client_id}", version=request.POST.get("version", "")[:64])
     if action == "tag":
         wanted = {one.strip() for one in request.POST.get("tags", "").split(",")} - {""}
-        present = {tag.tag for tag in registry.get(client_id).tags.all()}
+        present = set(registry.get(client_id).tag_names)
         if wanted != present:
             changes.tag(chosen, add=wanted - present, remove=present - wanted, reason=reason, actor=actor, now=now)
         return

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import AsyncIterator, Iterator
 from typing import Annotated, Any
 
-from asgiref.sync import sync_to_async
 from django.http import HttpRequest, StreamingHttpResponse
 from ninja import Router, Schema
 from pydantic import Field
@@ -100,15 +98,7 @@ def streamed(form: str, query: str, columns: str, sort: str) -> StreamingHttpRes
     """An export that is sent as it is read."""
     lines = export.lines(form, views.expand(query), columns=columns, sort=sort, now=now())
     name = f'attachment; filename="devices.{form}"'
-    return StreamingHttpResponse(
-        _threaded(lines), content_type=export.FORMS[form], headers={"Content-Disposition": name}
-    )
-
-
-async def _threaded(lines: Iterator[str]) -> AsyncIterator[str]:
-    following = sync_to_async(lambda: next(lines, None))
-    while (text := await following()) is not None:
-        yield text
+    return StreamingHttpResponse(lines, content_type=export.FORMS[form], headers={"Content-Disposition": name})
 
 
 @router.get("/fields", **needs("reader"))

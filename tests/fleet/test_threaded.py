@@ -1,0 +1,72 @@
+"""Django behind ASGI: what becomes of a streamed answer when its client leaves, or when it cannot be finished."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import pytest
+
+from fleet.support import Pi, register
+from pi_agent.fleet import export
+from pi_agent.fleet.asgi import Application
+
+SCOPE = {
+    "type": "http", "method": "GET", "path": "/api/v1/devices.csv", "raw_path": b"/api/v1/devices.csv", "root_path": "",
+    "query_string": b"", "headers": [(b"host", b"localhost")], "client": ("uid", os.geteuid()), "scheme": "http",
+    "server": ("localhost", None), "http_version": "1.1",
+}  # fmt: skip
+
+
+@pytest.fixture
+def parts(app: Application, monkeypatch: pytest.MonkeyPatch) -> int:
+    """How many parts the export of this fleet has: the heading, and one for each of its five devices."""
+    for _ in range(5):
+        register(app, Pi(board=None))
+    monkeypatch.setattr(export, "BATCH", 1)
+    return 6
+
+
+def stream(app: Application, *, leaves_after: int) -> list[dict[str, Any]]:
+    """What is sent to a client that goes away after so many parts."""
+    sent: list[dict[str, Any]] = []
+
+    async def run() -> None:
+        gone = asyncio.Event()
+        requests = [{"type": "http.request", "body": b"", "more_body": False}]
+
+        async def receive() -> dict[str, Any]:
+            if requests:
+                return requests.pop()
+            await gone.wait()
+            return {"type": "http.disconnect"}
+
+        async def send(message: Mapping[str, Any]) -> None:
+            sent.append(dict(message))
+            if len(sent) == leaves_after + 1:
+                gone.set()
+
+        await app(dict(SCOPE), receive, send)
+
+    asyncio.run(run())
+    return [message for message in sent if message.get("body")]
+
+
+def test_an_export_ends_when_nobody_listens_any_more(app: Application, parts: int) -> None:
+    """A client that leaves after the heading does not keep the server busy with the rest."""
+    assert len(stream(app, leaves_after=99)) == parts
+    assert len(stream(app, leaves_after=1)) < parts
+
+
+def test_an_export_that_fails_is_cut_short(app: Application, parts: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It does not end as if it were whole: the error reaches the server, which closes the connection."""
+
+    def broken(*_: object) -> Iterator[str]:
+        yield "id\n"
+        raise RuntimeError("the disk is gone")
+
+    monkeypatch.setattr(export, "_lines", broken)
+    with pytest.raises(RuntimeError, match="the disk is gone"):
+        stream(app, leaves_after=99)
