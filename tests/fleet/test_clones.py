@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 
@@ -135,6 +136,36 @@ def test_a_copy_cannot_hide_behind_its_clock(make: Make, tmp_path: Path) -> None
             assert board.refresh()["outcome"] == "token"
         tick(board, 1)
     assert events("device.clone") >= 1
+
+
+def test_f08_a_copy_that_names_a_new_boot_every_minute_pushes_nothing_back(make: Make, tmp_path: Path) -> None:
+    """F-08: however many boots a copy makes up, the original's next refresh is a return from before the first of them."""
+    board = make()
+    copy = board.copy(tmp_path / "copy")
+    for _ in range(PERIOD // 45):
+        copy.boot()
+        assert copy.refresh()["outcome"] == "token"
+        tick(board, 45)
+    assert board.refresh()["outcome"] == "token"
+    assert events("device.clone") == 1
+    assert Device.objects.get().flag == clones.CLONED
+
+
+def test_f08_a_flood_of_made_up_boots_does_not_make_the_true_one_forgotten(make: Make, tmp_path: Path) -> None:
+    """F-08: a copy that makes up more boots than are kept gets its own forgotten, not that of the board it copies."""
+    board = make()
+    tick(board)
+    assert board.refresh()["outcome"] == "token"
+    copy = board.copy(tmp_path / "copy")
+    with patch.object(clones, "KEEP_BOOTS", 20):
+        for _ in range(40):
+            copy.boot()
+            copy.refresh()
+            tick(board, 2)
+        tick(board)
+        assert board.refresh()["outcome"] == "token"
+    assert events("device.clone") == 1
+    assert DeviceBoot.objects.count() <= 21
 
 
 def test_leaving_the_boot_out_is_no_way_around(make: Make, tmp_path: Path) -> None:

@@ -5,7 +5,8 @@ boot B speaks from A again, there are two of it: one key, two running boards. Th
 
 * a message of A's that was only late proves nothing: it was signed before B was first heard of. Clocks may differ by
   SKEW, so A counts as returned when it signed more than SKEW after B's first word. A copy that goes on living cannot
-  stay within that minute;
+  stay within that minute. B is the first boot after A's last word, whatever came after B: a copy that names a new boot
+  every minute pushes nothing back;
 * a boot is remembered for KEEP after its last word, since nothing returns from longer ago;
 * a device that has named its boots goes on naming them: leaving the claim out is refused.
 
@@ -19,6 +20,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Any, NamedTuple
+
+from django.db.models import F
 
 from pi_agent.assertion import SKEW, VerifiedAssertion
 from pi_agent.errors import OAuthError
@@ -68,8 +71,8 @@ def watch(verified: VerifiedAssertion, past: Past, *, source: str, now: int, pol
         _move_to(device, source=source)
         return None
     before = device.boots.filter(boot=verified.boot).first()
-    if before is not None and verified.issued_at <= (past.first_at or 0) + SKEW:
-        return None  # signed before the present boot was known to have begun: a late message, or clocks that differ
+    if before is not None and verified.issued_at <= _left_at(device, before, past) + SKEW:
+        return None  # signed before the boot after it was known to have begun: a late message, or clocks that differ
     if past.boot is not None:
         _remember(device, past, now)
     _move_to(device, boot=verified.boot, boot_first_at=now, source=source)
@@ -120,6 +123,13 @@ def _alarm(
     return OAuthError("invalid_grant", HELD) if holds else None
 
 
+def _left_at(device: Device, boot: DeviceBoot, past: Past) -> int:
+    """When the device was first heard of in another boot, after the last word of ``boot``."""
+    others = device.boots.exclude(pk=boot.pk).filter(first_at__gte=boot.last_at).order_by("first_at")
+    first = others.values_list("first_at", flat=True).first()
+    return past.first_at or 0 if first is None else first
+
+
 def _side(boot: str, source: str, first: int | None, last: int | None) -> dict[str, str]:
     """One of two copies: where it is, and from when to when it was heard of (RFC 3339)."""
     times = {"first": first, "last": last}
@@ -140,8 +150,9 @@ def _remember(device: Device, past: Past, now: int) -> None:
         create_defaults={"first_at": first, "last_at": last, "source": past.source},
     )
     device.boots.filter(last_at__lt=now - KEEP).delete()
-    surplus = device.boots.order_by("-last_at", "-pk").values_list("pk", flat=True)[KEEP_BOOTS:]
-    if doomed := list(surplus):
+    # Those that lived longest stay: whoever makes boots up by the thousand has only his own forgotten.
+    surplus = device.boots.order_by(F("first_at") - F("last_at"), "-last_at", "-pk").values_list("pk", flat=True)
+    if doomed := list(surplus[KEEP_BOOTS:]):
         device.boots.filter(pk__in=doomed).delete()
 
 
