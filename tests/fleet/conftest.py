@@ -1,7 +1,11 @@
-"""One fleet for all tests of a run, since Django can be set up once in a process. Each test begins with empty tables."""
+"""One fleet for all tests of a run, since Django can be set up once in a process. Each test begins with empty tables.
+
+It is on SQLite, or on the PostgreSQL whose URL is in ``PI_FLEET_TESTS_DATABASE`` (``issuing/test_two_servers.py`` sets it).
+"""
 
 from __future__ import annotations
 
+import os
 import tempfile
 import time
 from collections.abc import Iterator
@@ -15,7 +19,13 @@ from fleet.support import ISSUER, Pi, register
 from pi_agent.fleet import folder, settings
 
 _FOLDER = tempfile.TemporaryDirectory(prefix="fleet-")  # before the tests are read, since they import the models
-SETTINGS = settings.Settings(data=Path(_FOLDER.name), issuer=ISSUER, rate_limit=False, busy_timeout=0.2)
+SETTINGS = settings.Settings(
+    data=Path(_FOLDER.name),
+    issuer=ISSUER,
+    rate_limit=False,
+    busy_timeout=0.2,
+    database_url=os.environ.get("PI_FLEET_TESTS_DATABASE", ""),
+)
 folder.prepare(SETTINGS.data)
 settings.configure(SETTINGS)
 

@@ -1,8 +1,9 @@
 """The audit log: who did what to which device, from where, when, and how it ended.
 
 Lines are only ever added. Each carries the digest of the line before it, so a line that is changed, taken out or put
-in breaks the chain from there on; two lines cannot follow the same one, since ``previous`` is unique. Cutting lines off
-at the end is seen by whoever has kept a digest from elsewhere.
+in breaks the chain from there on; two lines cannot follow the same one, since ``previous`` is unique. Who writes holds
+the log until the end of the transaction, so it is the last thing that a transaction takes. Cutting lines off at the end
+is seen by whoever has kept a digest from elsewhere.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from dataclasses import dataclass, field
 
 from django.db import connection, transaction
 
-from pi_agent.fleet import webhooks
+from pi_agent.fleet import database, webhooks
 from pi_agent.fleet.models import AuditEvent
 
 FIRST = "0" * 64
@@ -65,6 +66,8 @@ def append(lines: Iterable[tuple[int, Event]], *, actor: Actor) -> None:
 
 
 def _last() -> str:
+    """The digest of the last line, which stays the last until this transaction ends."""
+    database.lock("audit")
     return AuditEvent.objects.order_by("-id").values_list("digest", flat=True).first() or FIRST
 
 

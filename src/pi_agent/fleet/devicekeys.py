@@ -33,11 +33,17 @@ def is_due(key: KeyState, *, protection: str, max_days: int, now: int) -> bool:
     return key.rotation_at is not None or 0 < max_days * DAY <= now - key.made_at
 
 
-def first_use(client_id: str, kid: str, *, source: str, now: int) -> None:
-    """A key that was waiting has got its first token: it is the device's only key now. Inside the token's transaction."""
-    keys = DeviceKey.objects.filter(device__client_id=client_id)
-    keys.exclude(kid=kid).filter(retired_at=None).update(retired_at=now)
-    keys.filter(kid=kid).update(pending_until=None)
+def first_use(client_id: str, kid: str, *, source: str, now: int) -> bool:
+    """A key that was waiting gets its first token: it is the device's only key now. False when it was retired meanwhile.
+
+    Inside the token's transaction, which holds the device but may have read the key before it did: so one conditional
+    update decides, and of two requests at two servers (or in one batch) one is the first.
+    """
+    keys = DeviceKey.objects.filter(device__client_id=client_id, retired_at=None)
+    if not keys.filter(kid=kid).exclude(pending_until=None).update(pending_until=None):
+        return keys.filter(kid=kid).exists()
+    keys.exclude(kid=kid).update(retired_at=now)
     Device.objects.filter(client_id=client_id).update(rotation_at=None)
     event = audit.Event("device.key-rotated", client_id, detail={"kid": kid})
     audit.record([event], actor=audit.Actor(client_id, source), now=now)
+    return True

@@ -194,14 +194,15 @@ def _enroll(
     registration: Registration, verified: VerifiedAssertion, source: str, now: int, authority: Authority
 ) -> tuple[int, Device]:
     """The device of this key and 201, or 200 when it was enrolled before."""
-    known = DeviceKey.objects.select_related("device").filter(kid=registration.key.kid).first()
+    database.lock("enrollment")  # of one key, or one serial, that comes to two servers at once, one is the first
+    known = DeviceKey.objects.filter(kid=registration.key.kid).first()
     if known is None:
         return 201, _enroll_new(registration, verified, source, now, authority)
     if known.retired_at is not None:
         raise OAuthError("invalid_client_metadata", "this key was retired; make a new one")
     if known.alg != registration.alg:
         raise OAuthError("invalid_client_metadata", f"this key is enrolled for {known.alg}")
-    device = known.device
+    device = Device.objects.select_for_update(of=("self",)).get(keys=known)
     changed = board_changes({name: getattr(device, name) for name in assertion.BOARD_CLAIMS}, verified.board)
     if changed and device.status != "pending":
         policy = authority.settings.clone_policy

@@ -217,8 +217,8 @@ def _look_at(
     if held:
         return held
     if device.key.pending_until is not None:
-        first_use(verified.issuer, verified.kid, source=claim.source, now=now)
-        return admitted
+        used = first_use(verified.issuer, verified.kid, source=claim.source, now=now)
+        return admitted if used else OAuthError("invalid_grant", "this key was retired before its first use")
     due = is_due(device.key, protection=verified.agent["key"], max_days=settings.device_key_days, now=now)
     return replace(admitted, key_rotation=True) if due else admitted
 

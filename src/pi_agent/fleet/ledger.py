@@ -2,7 +2,8 @@
 
 A ``Ledger`` belongs to one transaction (``entry``) and takes many requests at once, since what a transaction costs is
 the wait for the disk at its end. The order of its steps is the order of locks, on every server of a fleet: used
-assertions, then devices, each sorted, then the audit log; so no two servers can wait for each other.
+assertions, then devices, each sorted, then the audit log; so no two servers can wait for each other. A device is held
+for a retired key too, since that is an alarm, which is written to the device and to the log.
 """
 
 from __future__ import annotations
@@ -24,13 +25,13 @@ PURGE_ROWS = 1000
 
 _DEVICE = f"""
     SELECT d.client_id, k.kid, d.status, d.scopes, {", ".join("d." + name for name in BOARD_CLAIMS)},
-    d.boot, d.boot_first_at, d.boot_source, d.auth_at, k.created_at, k.pending_until, d.rotation_at
+    d.boot, d.boot_first_at, d.boot_source, d.auth_at, k.created_at, k.pending_until, d.rotation_at, k.retired_at
     FROM fleet_device d JOIN fleet_devicekey k ON k.device_id = d.id"""  # noqa: S608  # constants
 _ISSUED = "auth_at = {}, seen_at = {}, token_until = {}, agent_version = {}, key_protection = {}, overvoltage = {}, warranty = {}"
 
 SPEND = "INSERT INTO fleet_usedassertion (issuer, jti, expires_at) VALUES (%s, %s, %s) ON CONFLICT DO NOTHING"
 UNSPEND = "DELETE FROM fleet_usedassertion WHERE issuer = %s AND jti = %s"
-READ = _DEVICE + " WHERE d.client_id = %s AND k.kid = %s AND k.retired_at IS NULL"
+READ = _DEVICE + " WHERE d.client_id = %s AND k.kid = %s"
 NOTE_ISSUED = f"UPDATE fleet_device SET {_ISSUED.replace('{}', '%s')} WHERE client_id = %s"  # noqa: S608  # the same
 NOTE_REFUSED = "UPDATE fleet_device SET seen_at = %s, refused_at = %s, refused_reason = %s WHERE client_id = %s"
 NOTE_SEEN = "UPDATE fleet_device SET seen_at = %s WHERE client_id = %s"
@@ -47,7 +48,7 @@ SPEND_ALL = """
     SELECT * FROM unnest(%s::text[], %s::text[], %s::bigint[]) AS new (issuer, jti, expires_at) ORDER BY issuer, jti
     ON CONFLICT DO NOTHING RETURNING issuer, jti"""
 READ_ALL = f"""{_DEVICE}
-    WHERE k.retired_at IS NULL AND (d.client_id, k.kid) IN (SELECT * FROM unnest(%s::text[], %s::text[]))
+    WHERE (d.client_id, k.kid) IN (SELECT * FROM unnest(%s::text[], %s::text[]))
     ORDER BY d.client_id FOR NO KEY UPDATE OF d"""  # noqa: S608  # constants
 _ISSUED_COLUMNS = "at, seen, until, version, protection, overvoltage, warranty"
 NOTE_ALL_ISSUED = f"""
@@ -124,7 +125,7 @@ class Ledger:
     def read(self, assertions: Sequence[VerifiedAssertion]) -> list[DeviceRow | None]:
         """The device of each assertion, if the key that signed it still speaks for one."""
         rows = (self.run(READ, (each.issuer, each.kid)).fetchone() for each in assertions)
-        return [_device(row) if row else None for row in rows]
+        return [_device(row) if row and row[-1] is None else None for row in rows]
 
     def rules(self) -> list[Rule]:
         """The access rules as they are at this moment."""
@@ -171,7 +172,7 @@ class PostgresLedger(Ledger):
 
     def read(self, assertions: Sequence[VerifiedAssertion]) -> list[DeviceRow | None]:
         asked = ([each.issuer for each in assertions], [each.kid for each in assertions])
-        found = {row[:2]: _device(row) for row in self.run(READ_ALL, asked).fetchall()}
+        found = {row[:2]: _device(row) for row in self.run(READ_ALL, asked).fetchall() if row[-1] is None}
         return [found.get((each.issuer, each.kid)) for each in assertions]
 
     def note_issued(self, issued: Sequence[Issued]) -> None:
@@ -194,7 +195,7 @@ def _device(row: tuple[Any, ...]) -> DeviceRow:
     boots = 4 + len(BOARD_CLAIMS)
     keys = boots + len(Past._fields)
     board = dict(zip(BOARD_CLAIMS, row[4:boots], strict=True))
-    return DeviceRow(row[2], row[3], board, Past(*row[boots:keys]), KeyState(*row[keys:]))
+    return DeviceRow(row[2], row[3], board, Past(*row[boots:keys]), KeyState(*row[keys:-1]))
 
 
 # The same statements with the placeholders of Python's sqlite3.

@@ -14,12 +14,12 @@ import json
 from dataclasses import dataclass
 from typing import Any
 
-from django.db import DatabaseError, connection
+from django.db import DatabaseError
 
 from pi_agent import assertion, jws
 from pi_agent.assertion import VerifiedAssertion
 from pi_agent.errors import InvalidAssertionError, MalformedTokenError, OAuthError
-from pi_agent.fleet import audit, clients, clones, ledger
+from pi_agent.fleet import audit, clients, clones, database, ledger
 from pi_agent.fleet.devicekeys import speaks
 from pi_agent.fleet.enrollment import NONCE_WANTED, check_nonce, make_nonce, read_key
 from pi_agent.fleet.grants import USED, check_source
@@ -31,6 +31,7 @@ from pi_agent.jws import UnverifiedToken
 
 OVERLAP = 30 * 86400
 MAX_REQUEST = 16 * 1024
+KEY_UNUSABLE = "invalid_client_metadata"  # RFC 7591 section 3.2.2, as at enrollment: it is the new key that will not do
 REFUSED = "the old key's signature is not good, or it is no key of this device"
 
 
@@ -53,8 +54,8 @@ def answer(request: Request, *, now: int, authority: Authority) -> Answer:
         return oauth_refusal(error, **fresh)
     except (MalformedTokenError, InvalidAssertionError) as error:
         return oauth_refusal(OAuthError("invalid_grant", str(error)))
-    except DatabaseError:
-        connection.close()
+    except DatabaseError as error:
+        database.give_up(error)
         return oauth_refusal(try_again("the registry cannot be written to at the moment"))
 
 
@@ -120,7 +121,7 @@ def _sign_in(
         return None, OAuthError("invalid_grant", f"this device is {device.status}")
     known = DeviceKey.objects.filter(kid=key.kid).first()
     if known is not None and (known.device != device or known.retired_at is not None):
-        return None, OAuthError("invalid_grant", "the new key was used before; make another")
+        return None, OAuthError(KEY_UNUSABLE, "the new key was used before; make another")
     if known is not None and known.pending_until is None:
         return None, None  # it is the device's key already: the answer to that was lost
     if old_key is None or old_key.retired_at is not None or not speaks(old_key.pending_until, now):
