@@ -222,6 +222,14 @@ def test_wiping_leaves_no_identity_of_any_board(state: Path) -> None:
     assert listing(state) == []
 
 
+def test_wiping_leaves_no_second_name_of_a_key(state: Path) -> None:
+    """A-11: power went between making the key and taking its temporary name away; a wiped card has neither name."""
+    known = enroll(state, HERE, "pi-1")
+    (state / ".pi-agent-0123456789abcdef").hardlink_to(state / known.key.removeprefix("file:"))
+    identity.forget(state)
+    assert list(state.iterdir()) == []
+
+
 # rotation, as far as the card goes
 
 
@@ -255,6 +263,16 @@ def test_a_rotation_given_up_leaves_the_key_in_use(state: Path) -> None:
     stores.load_or_create(begun.next_key, state)
     assert rotate.abandon(state, begun) == known
     assert listing(state) == ["identity.json", "key.pem"]
+
+
+def test_a_key_that_is_noted_elsewhere_does_not_undo_a_rotation(state: Path) -> None:
+    """F-04: ``key move`` to a place with the same key, and a worker that has rotated meanwhile: the worker's key stays."""
+    known = enroll(state, HERE, "pi-1")
+    begun = rotate.begin(state, known, "file:key-1.pem")
+    done = rotate.finish(state, begun, stores.load_or_create(begun.next_key, state))
+    with pytest.raises(ConflictError, match="changed in the meantime"):
+        rotate.relocate(state, known, "credential:key.pem")
+    assert identity.load(state) == done
 
 
 @needs_root

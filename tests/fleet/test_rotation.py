@@ -124,6 +124,23 @@ def test_f04_a_new_key_that_nobody_uses_is_forgotten(make: Make) -> None:
     assert speaking() == [new.public_key().kid]
 
 
+def test_f04_a_key_that_another_rotation_overtook_is_given_up(make: Make, tmp_path: Path) -> None:
+    """F-04: a copy signs its own key in first, which retires ours before its use: ours is dropped, and the next one turns."""
+    board = enrolled(make())
+    known = identity.load(board.state)
+    ours = rotate.begin(board.state, known, stores.successor(known.key))
+    network: Any = board.network
+    for location, folder in ((ours.next_key, board.state), ("file:key-theirs.pem", tmp_path)):
+        folder.chmod(0o700)
+        new = stores.load_or_create(location, folder)
+        rotate.sign_in(network, known, joining.load_key(board.state, known), new, loopback_http=False, now=_now(board))
+    assert board.refresh()["outcome"] == "token"
+    assert identity.load(board.state) == known
+    Device.objects.update(rotation_at=_now(board))
+    assert [board.refresh()["outcome"] for _ in range(2)] == ["token", "token"]
+    assert speaking() == [kid(board)] != [known.kid]
+
+
 def test_the_server_asks_and_the_agent_turns(make: Make) -> None:
     """An operator's wish, and a key's age, reach the agent with a token; the refresh after that one is with the new key."""
     board = enrolled(make(device_key_days=365))

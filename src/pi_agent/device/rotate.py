@@ -6,8 +6,10 @@
     finish     the identity names the next key as the key        (the one before stays until the next rotation)
 
 A cut between any two steps leaves an identity that says where to go on, and every step can be done again: the server
-answers the same to a key that it knows. When the server says no, or is not there, the old key goes on as if nothing had
-been. The key before is kept because a server that is restored from a backup may know no other (``sign_back_in``).
+answers the same to a key that it knows. When the server is not there, or takes no new key now, the old key goes on as if
+nothing had been; when it says that this one will not do (another rotation retired it first), it is given up, and the
+server asks for another in time. The key before is kept because a server that is restored from a backup may know no other
+(``sign_back_in``).
 Workers may run side by side: the identity is read again and changed under a lock, and only from what it was.
 """
 
@@ -28,6 +30,8 @@ from pi_agent.device.keys import KeyStore, stores
 from pi_agent.device.transport import Answer, Transport
 from pi_agent.errors import ConflictError, OAuthError, PiAgentError, TransportError
 
+KEY_UNUSABLE = "invalid_client_metadata"  # RFC 7591 section 3.2.2: the server will never take this new key
+
 
 def begin(state: Path, known: Identity, location: str) -> Identity:
     """Write down that the next key will be at ``location``. A rotation that is under way stays as it is.
@@ -47,7 +51,12 @@ def next_key(state: Path, known: Identity, transport: Transport, *, loopback_htt
     Raises KeyFileError when it cannot be made, and like ``sign_in``; the key in use is then still the key.
     """
     key = stores.load_or_create(known.next_key, state)
-    sign_in(transport, known, load_key(state, known), key, loopback_http=loopback_http, now=now)
+    try:
+        sign_in(transport, known, load_key(state, known), key, loopback_http=loopback_http, now=now)
+    except OAuthError as error:
+        if error.error == KEY_UNUSABLE:  # another rotation has overtaken this one
+            abandon(state, known)
+        raise
     return key
 
 
@@ -71,6 +80,12 @@ def abandon(state: Path, known: Identity) -> Identity:
         kept = _change(state, identity.load(state), known, replace(known, next_key=""))
     stores.discard(known.next_key, state)
     return kept
+
+
+def relocate(state: Path, known: Identity, location: str) -> Identity:
+    """Write down that the key in use is at ``location`` from now on: the same key, in another place. Raises like ``begin``."""
+    with files.locked(state):
+        return _change(state, identity.load(state), known, replace(known, key=location))
 
 
 def sign_back_in(state: Path, known: Identity, transport: Transport, *, loopback_http: bool, now: int) -> bool:

@@ -80,9 +80,7 @@ def _rotate(args: argparse.Namespace, settings: Settings) -> dict[str, Any]:
 
 def _move(args: argparse.Namespace, settings: Settings) -> dict[str, Any]:
     """A store that holds the same key (a credential made from the file) only changes where the key is looked for."""
-    from dataclasses import replace
-
-    from pi_agent.device import files, identity, joining, rotate
+    from pi_agent.device import identity, joining, rotate
     from pi_agent.device.keys import stores
 
     known = identity.load(settings.state)
@@ -92,9 +90,7 @@ def _move(args: argparse.Namespace, settings: Settings) -> dict[str, Any]:
     except FileNotFoundError:
         there = None
     if there is not None and there.public_key().kid == known.kid:
-        moved = replace(known, key=target)
-        with files.locked(settings.state):
-            identity.store(settings.state, moved)
+        moved = rotate.relocate(settings.state, known, target)
         if known.key != target:
             sys.stderr.write(f"the same key is still at {known.key}; once the agent runs, remove it there\n")
         return _describe(settings, moved, joining.load_key(settings.state, moved))
