@@ -8,6 +8,7 @@ import re
 import shutil
 import subprocess
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -19,6 +20,8 @@ from hypothesis import strategies as st
 
 from device import rpi_fw_crypto
 from pi_agent import jws
+from pi_agent.device import cli, identity
+from pi_agent.device.identity import Identity
 from pi_agent.device.keys import KeyStore, credential, file, firmware, pkcs11, stores
 from pi_agent.errors import ConfigError, KeyFileError, PiAgentError
 from pi_agent.jwk import public_key
@@ -272,6 +275,28 @@ def test_a_successor_in_a_token_is_another_object_and_the_old_one_can_go(token: 
     with pytest.raises(FileNotFoundError):
         stores.load(first, state)
     assert stores.load(second, state).public_key().kid == kid
+
+
+def test_wiping_takes_the_keys_out_of_the_token(token: str, state: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """A-11: a software token lies on the card, so a key that was left in it would be in every copy of an image."""
+    first = stores.choose(token)
+    kid = stores.load_or_create(first, state).public_key().kid
+    known = Identity("https://fleet.test", "pi-1", "https://fleet.test/oauth/token", kid, "", first)
+    identity.store(state, replace(known, next_key=stores.successor(first)))
+    assert cli.main(["--state", str(state), "--config", "/dev/null", "wipe-identity", "--yes"]) == 0, capfd.readouterr()
+    with pytest.raises(FileNotFoundError):
+        stores.load(first, state)
+    assert list(state.iterdir()) == []
+
+
+@pytest.mark.parametrize(("location", "words"), [("firmware:1", "no part of the card"), ("credential:key.pem", "rm ")])
+def test_wiping_says_which_key_it_cannot_take_away(
+    state: Path, capfd: pytest.CaptureFixture[str], location: str, words: str
+) -> None:
+    """A-11: what is left of a key, and whether a copy of the card has it, is said."""
+    identity.store(state, Identity("https://fleet.test", "pi-1", "https://fleet.test/oauth/token", "kid", "", location))
+    assert cli.main(["--state", str(state), "--config", "/dev/null", "wipe-identity", "--yes"]) == 0
+    assert words in capfd.readouterr().err
 
 
 def test_a_wrong_pin_is_said_and_never_shown(token: str, tmp_path: Path) -> None:

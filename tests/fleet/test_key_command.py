@@ -7,6 +7,7 @@ import os
 import secrets
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -132,6 +133,36 @@ def test_f11_an_image_has_no_identity_and_its_board_does_not_enroll(card: Card, 
     assert not list((card.home / "state").glob("*.json"))
     card.put_into("00000000cccc0004")
     assert card.run("setup", live.issuer, "--loopback-http").returncode == 4
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can be root")
+def test_f11_root_makes_an_image_of_a_card_whose_state_is_the_services(live: LiveFleet) -> None:
+    """F-11: sudo pi-agent wipe-identity in a folder of the service's user: wiped, and the marker is the service's to read."""
+    with tempfile.TemporaryDirectory() as folder:  # below pytest's own folders nobody else can even look
+        Path(folder).chmod(0o755)
+        card = Card(Path(folder), "00000000cccc0008")
+        state = card.home / "state"
+        state.mkdir(mode=0o700)
+        os.chown(state, 65534, 65534)
+        assert card.run("setup", live.issuer, "--loopback-http").returncode == 4
+        done = card.run("wipe-identity", "--yes", "--golden-image")
+        assert done.returncode == 0, done.stderr
+        assert {(path.name, path.stat().st_uid) for path in state.iterdir()} == {("golden-image", 65534)}
+        assert "made into an image" in card.run("setup", live.issuer, "--loopback-http").stderr
+        card.put_into("00000000cccc0009")
+        assert card.run("setup", live.issuer, "--loopback-http").returncode == 4
+
+
+def test_f11_what_the_copies_are_to_take_over_stays_for_them(card: Card, tmp_path: Path) -> None:
+    """F-11: on the board of the image a pi-agent.toml is left alone, and no enrollment token gets into the state."""
+    (card.home / "state/enrollment-token").write_text(TOKEN)
+    assert card.run("wipe-identity", "--yes", "--golden-image").returncode == 0
+    boot = tmp_path / "pi-agent.toml"
+    boot.write_text(f'[server]\nissuer = "https://fleet.test"\n[enrollment]\ntoken = "{TOKEN}"\n')
+    done = card.run("first-boot", str(boot))
+    assert (done.returncode, "made into an image" in done.stderr) == (2, True)
+    assert TOKEN in boot.read_text()
+    assert [path.name for path in (card.home / "state").iterdir()] == ["golden-image"]
 
 
 def test_the_first_boot_takes_over_erases_and_enrolls(live: LiveFleet, tmp_path: Path) -> None:

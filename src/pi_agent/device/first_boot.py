@@ -28,6 +28,7 @@ from pi_agent.errors import ConfigError
 PLACES = (Path("/boot/firmware/pi-agent.toml"), Path("/boot/pi-agent.toml"))
 TOKEN_SETTING = "enrollment.token"  # noqa: S105  # the name of a setting
 TAKEN = ".taken"
+WAITING = "enrollment-token"  # in the state folder from the takeover until the server knows the board; may be empty
 MAX_SIZE = 64 * 1024
 MAX_TOKEN = 512
 NOT_FROM_HERE = frozenset({"state", "runtime", "root", "sinks.token_file", "sinks.environment_file", "sinks.hooks"})

@@ -14,6 +14,7 @@ from __future__ import annotations
 import json
 import os
 import re
+from contextlib import suppress
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
@@ -128,10 +129,14 @@ def set_aside(state: Path) -> list[str]:
 
 
 def forget(state: Path) -> None:
-    """Remove every key file and identity, those set aside too. Raises KeyFileError."""
+    """Remove every key file and identity, those set aside too, and what a cut-off write left of them. Raises KeyFileError."""
     for folder in (state, *(state / BOARDS).glob("*")):
+        files.sweep(folder)
         for path in (*folder.glob("key*.pem"), folder / NAME):
             files.remove(path)
+    for folder in (*(state / BOARDS).glob("*"), state / BOARDS):
+        with suppress(OSError):  # never made, or somebody else's files are in it
+            folder.rmdir()
 
 
 def _aside(state: Path, serial: str) -> Path:

@@ -13,7 +13,6 @@ if TYPE_CHECKING:
     from pi_agent.device.config import Settings
 
 HELP = "take over pi-agent.toml from the boot partition, once, and enroll"
-WAITING = "enrollment-token"  # in the state folder from the takeover until the server knows the board; may be empty
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -24,14 +23,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Raises ConfigError for a file that cannot be taken over (and stays as it is), and whatever setup raises."""
-    from pi_agent.device import config, files, first_boot
+    from pi_agent.device import config, files, first_boot, golden
+    from pi_agent.device.probe import probe
 
     places = [args.file] if args.file else first_boot.PLACES
     path = next((place for place in places if place.exists()), None)
     settings = config.load(vars(args))
-    waiting = settings.state / WAITING
+    waiting = settings.state / first_boot.WAITING
     if path is not None:
         files.make_directory(settings.state, 0o700)
+        with files.as_owner_of(settings.state):  # before anything is taken: what is meant for the copies stays for them
+            golden.check(settings.state, probe(str(settings.root)).serial or "")
         settings = _take_over(path, settings, waiting)
     elif not waiting.exists():
         _say("there is no pi-agent.toml on the boot partition: nothing to take over")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from pathlib import Path
 
 from pi_agent.errors import ConfigError, PiAgentError, UsageError
 
@@ -24,7 +25,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from pi_agent.device import config, files, golden, identity
+    from pi_agent.device import config, files, first_boot, golden, identity
+    from pi_agent.device.keys import stores  # noqa: F401  # now: the owner of the state may not be able to read modules
 
     settings = config.load(vars(args))
     if not args.yes:
@@ -33,14 +35,16 @@ def run(args: argparse.Namespace) -> int:
         sys.stderr.write(f"forget the key and identity in {settings.state}? type yes: ")
         if sys.stdin.readline().strip() != "yes":
             return 1
-    elsewhere = _key_elsewhere(settings.state)
-    if args.golden_image:
-        files.make_directory(settings.state, 0o700)
-        golden.mark(settings.state, _serial(str(settings.root)))
-    if settings.state.is_dir():
+    files.make_directory(settings.state, 0o700)
+    serial = _serial(str(settings.root))
+    with files.as_owner_of(settings.state):
+        left = [_forget_elsewhere(location, settings.state) for location in _locations(settings.state)]
+        if args.golden_image:
+            golden.mark(settings.state, serial)
+        files.remove(settings.state / first_boot.WAITING)
         identity.forget(settings.state)
-    if elsewhere:
-        sys.stderr.write(f"the key in {elsewhere} was left there: it does not go along with a copy of the card\n")
+    for sentence in filter(None, left):
+        sys.stderr.write(f"{sentence}\n")
     if args.golden_image:
         sys.stderr.write(
             f"nothing is left in {settings.state}, and this board does not enroll until {golden.NAME} there is removed; "
@@ -51,19 +55,35 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _key_elsewhere(state: object) -> str:
-    """The store of a key that lies outside the state folder, or ""."""
-    from pathlib import Path
-
+def _locations(state: Path) -> list[str]:
+    """Where this board's keys are, as far as its identity can tell."""
     from pi_agent.device import identity
 
-    assert isinstance(state, Path)
     try:
-        known = identity.find(state) if state.is_dir() else None
+        known = identity.find(state)
     except PiAgentError:
-        return ""  # damaged: it is about to go anyway
-    kind = known.key.partition(":")[0] if known else "file"
-    return "" if kind == "file" else kind
+        return []  # damaged: it is about to go anyway
+    return [location for location in (known.key, known.next_key, known.previous_key) if location] if known else []
+
+
+def _forget_elsewhere(location: str, state: Path) -> str:
+    """Remove a key that we made outside the state folder; what is left of it, in words, and what to do about that."""
+    from pi_agent.device.keys import stores
+
+    kind = location.partition(":")[0]
+    if kind == "firmware":
+        return "the key in the board's fuses is left: it is the board's for life, and no part of the card"
+    if kind == "credential":
+        return (
+            "the key that systemd keeps is left, and goes along with a copy of the card: "
+            "sudo rm /etc/credstore.encrypted/key.pem, and take LoadCredentialEncrypted= out of the unit"
+        )
+    try:
+        if kind == "pkcs11":
+            stores.discard(location, state)
+    except PiAgentError as error:
+        return f"the key in {location.partition('?')[0]} is left, since it cannot be removed: {error}"
+    return ""
 
 
 def _serial(root: str) -> str:
