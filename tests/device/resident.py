@@ -68,7 +68,7 @@ def an_authority() -> Iterator[Authority]:
 class Home:
     """Folders of an enrolled board: ``state`` with key and identity, ``runtime`` for the socket, ``root`` with its /proc."""
 
-    def __init__(self, folder: Path, token_endpoint: str, *, spread: int = 0) -> None:
+    def __init__(self, folder: Path, token_endpoint: str, *, spread: int = 0, issuer: str = ISSUER) -> None:
         self.folder = folder
         self.state, self.runtime, self.root = folder / "state", folder / "run", folder / "root"
         self.log = folder / "log"
@@ -88,7 +88,7 @@ class Home:
         key = file.load_or_create(self.state)
         identity.store(
             self.state,
-            identity.Identity(ISSUER, "pi-4f1c", token_endpoint, key.public_key().kid, ""),
+            identity.Identity(issuer, "pi-4f1c", token_endpoint, key.public_key().kid, ""),
         )
 
     def command(self, *arguments: str, first: str = "") -> list[str]:

@@ -20,7 +20,7 @@ from pi_agent.device import doors
 from pi_agent.device.allow import Peer
 from pi_agent.device.doors import Doors
 from pi_agent.device.local import Request, answer
-from pi_agent.errors import ConfigError
+from pi_agent.errors import ConfigError, PiAgentError
 
 GET = b"GET /v1/status HTTP/1.1\r\nHost: pi\r\n\r\n"
 BODY = b'{"answer": 1}'
@@ -164,7 +164,7 @@ def test_e12_ra20_what_a_dead_agent_left_is_replaced(runtime: Path, left: str) -
 def test_e08_a_planted_lock_is_not_followed(runtime: Path) -> None:
     """A link in the lock's place makes nothing elsewhere."""
     (runtime / "agent.lock").symlink_to(runtime / "victim")
-    with pytest.raises(ConfigError):
+    with pytest.raises(PiAgentError, match=r"cannot open .*/agent\.lock"):
         House(runtime)
     assert not (runtime / "victim").exists()
 

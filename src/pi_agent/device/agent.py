@@ -13,7 +13,7 @@ import select
 import sys
 import time
 
-from pi_agent.device import allow, api, children, clock, frames, metrics, network, outlets, schedule
+from pi_agent.device import alarm, allow, api, children, clock, frames, metrics, network, outlets, schedule
 from pi_agent.device.doors import SWEEP, Doors
 from pi_agent.device.journal import INFO, WARNING, Journal
 from pi_agent.device.systemd import notify
@@ -22,12 +22,15 @@ from pi_agent.errors import PiAgentError
 
 WORKER_DEADLINE = 40.0  # the worker ends its own attempt after 30
 LONGEST_NAP = 10.0  # a suspended board wakes up in the middle of a nap, and boot time has gone on
-CLOCK_NAP = 1.0  # while the clock is the trouble, a step is noticed within this
+CLOCK_NAP = 1.0  # while the clock is the trouble, and the kernel does not tell of a step, it is noticed within this
 HEARTBEAT = 5.0
 UNSENT = ("board_document", "allow", "flags", "warnings", "note")  # what a worker has no use for
 
 TYPE_CHECKING = False  # typing.TYPE_CHECKING without importing typing
 if TYPE_CHECKING:
+    import _socket
+    from collections.abc import Callable
+
     from pi_agent.device.local import Request
 
 
@@ -77,6 +80,7 @@ class Agent:
         self._in_flight: Slot | None = None
         self._anchor: float | None = None
         self._watch = clock.Watch(time.time(), now)
+        self._alarm: int | None = None
         self._beat = 0.0
         self._due = 0.0  # when there is more to do than to answer callers; 0.0 is at once
         self._signed_out = ""
@@ -84,25 +88,18 @@ class Agent:
         self._running = True
 
     def run(self) -> None:
-        signals = self._catch_signals()
-        route = network.listen()
-        if route:
-            self._poll.register(route.fileno(), select.EPOLLIN)
+        heard = self._listen()
         self._journal.say(f"listening on {self.settings['runtime']}/agent.sock")
         for warning in self.warnings(boot_seconds()):
             self._journal.say(warning, level=WARNING)
         notify("READY=1", "STATUS=" + self.sentence(boot_seconds(), self.tokens.default))
         while self._running:
             for handle, events in self._poll.poll(max(0.0, self._due - boot_seconds())):
-                if handle == signals:
-                    self._on_signals(os.read(signals, 64))
-                    self._due = 0.0
+                if handle in heard:
+                    heard[handle]()
                 elif handle in self._children:
                     self._on_child(handle)
                     self._due = 0.0
-                elif route and handle == route.fileno():
-                    if network.came_up(route):
-                        self._try_failed(boot_seconds())
                 else:
                     now = boot_seconds()
                     self._due = min(self._due, now + SWEEP)
@@ -121,7 +118,7 @@ class Agent:
         self._doors.close()
 
     def _nap(self, now: float) -> float:
-        longest = CLOCK_NAP if self.clock_problem(now) else LONGEST_NAP
+        longest = CLOCK_NAP if self._alarm is None and self.clock_problem(now) else LONGEST_NAP
         until = min([now + longest, *(child.deadline for child in self._children.values())])
         if not self._in_flight:
             until = min(until, self.tokens.next_attempt())
@@ -146,7 +143,9 @@ class Agent:
         step = self._watch.step(time.time(), now)
         if step:
             self.clock_steps += 1
-            self._journal.say(f"the clock was set {'forward' if step > 0 else 'back'} by {clock.length(abs(step))}")
+            self._journal.say(
+                f"the clock was set {'forward' if step > 0 else 'back'} by {clock.length(round(abs(step)))}"
+            )
             self._try_failed(now)
         self._tell("clock", self.clock_problem(now), now)
 
@@ -349,16 +348,38 @@ class Agent:
 
     # Around it
 
+    def _listen(self) -> dict[int, Callable[[], None]]:
+        """What else wakes us: signals, the network, the clock; each descriptor with what to do then."""
+        signals = self._catch_signals()
+        heard = {signals: lambda: self._on_signals(os.read(signals, 64))}
+        route = network.listen()
+        if route:
+            heard[route.fileno()] = lambda: self._on_route(route)
+        self._alarm = alarm.listen()
+        if self._alarm is not None:
+            heard[self._alarm] = self._on_alarm
+        for handle in heard:
+            self._poll.register(handle, select.EPOLLIN)
+        return heard
+
+    def _on_route(self, route: _socket.socket) -> None:
+        if network.came_up(route):
+            self._try_failed(boot_seconds())
+
+    def _on_alarm(self) -> None:
+        if self._alarm is not None and alarm.rang(self._alarm):
+            self._due = 0.0
+
     def _catch_signals(self) -> int:
         reader, writer = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         for number in (_signal.SIGTERM, _signal.SIGINT, _signal.SIGUSR1, _signal.SIGHUP):
             _signal.signal(number, lambda *_: None)
         _signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
-        self._poll.register(reader, select.EPOLLIN)
         return reader
 
     def _on_signals(self, numbers: bytes) -> None:
         now = boot_seconds()
+        self._due = 0.0
         if _signal.SIGTERM in numbers or _signal.SIGINT in numbers:
             self._running = False
         if _signal.SIGUSR1 in numbers:

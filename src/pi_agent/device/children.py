@@ -35,10 +35,10 @@ class Child:
         there, our_end = os.pipe2(os.O_CLOEXEC)
         self.output, back = os.pipe2(os.O_CLOEXEC)
         try:
+            os.write(our_end, said)  # at most frames.MAX_FRAME, which is what a pipe holds
             actions = [(os.POSIX_SPAWN_DUP2, there, 0), (os.POSIX_SPAWN_DUP2, back, 1)]
             environment = {"LANG": "C.UTF-8", "PATH": "/usr/sbin:/usr/bin:/sbin:/bin"} | (variables or {})
             self._pid = os.posix_spawn(command[0], command, environment, file_actions=actions, setpgroup=0)
-            os.write(our_end, said)  # at most frames.MAX_FRAME, which is what a pipe holds
         except BaseException:
             os.close(self.output)
             raise

@@ -12,7 +12,7 @@ import _socket  # the plain module: `socket` would bring enum, selectors and a m
 import fcntl
 import os
 
-from pi_agent.errors import ConfigError
+from pi_agent.errors import ConfigError, PiAgentError
 
 SOCKET, LOCK = "agent.sock", "agent.lock"
 MAX_PATH = 107  # struct sockaddr_un, unix(7)
@@ -20,13 +20,11 @@ FIRST_PASSED = 3  # sd_listen_fds(3)
 
 
 def take_lock(runtime: str) -> int:
-    """A descriptor that holds the lock of the folder. Raises ConfigError when another agent has it."""
+    """A descriptor that holds the lock of the folder. Raises ConfigError when another agent has it, PiAgentError when it cannot be made."""
     try:
         lock = os.open(os.path.join(runtime, LOCK), os.O_CREAT | os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
     except OSError as error:
-        raise ConfigError(
-            f"cannot open {runtime}/{LOCK}: {error.strerror}", path=runtime, hint=f"ls -l {runtime}"
-        ) from None
+        raise PiAgentError(f"cannot open {runtime}/{LOCK}: {error.strerror}", hint=f"ls -l {runtime}") from None
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:
@@ -36,7 +34,10 @@ def take_lock(runtime: str) -> int:
 
 
 def listen(runtime: str, gid: int | None) -> tuple[_socket.socket, str]:
-    """The listening socket and its path ("" when systemd passed it to us and keeps it). Raises ConfigError, OSError."""
+    """The listening socket and its path ("" when systemd passed it to us and keeps it).
+
+    Raises ConfigError for a path that no socket can have, PiAgentError when it cannot be made there.
+    """
     if os.environ.get("LISTEN_PID") == str(os.getpid()) and os.environ.get("LISTEN_FDS") == "1":
         door = _socket.socket(fileno=FIRST_PASSED)
         os.set_inheritable(FIRST_PASSED, False)
@@ -45,6 +46,13 @@ def listen(runtime: str, gid: int | None) -> tuple[_socket.socket, str]:
     path = os.path.join(runtime, SOCKET)
     if len(os.fsencode(path)) > MAX_PATH:
         raise ConfigError(f"the socket's path is longer than {MAX_PATH} bytes: {path}", key="runtime")
+    try:
+        return _bound(path, gid), path
+    except OSError as error:
+        raise PiAgentError(f"cannot listen on {path}: {error.strerror}", hint=f"df {runtime}") from None
+
+
+def _bound(path: str, gid: int | None) -> _socket.socket:
     remove(path)
     door = _socket.socket(_socket.AF_UNIX, _socket.SOCK_STREAM | _socket.SOCK_NONBLOCK | _socket.SOCK_CLOEXEC)
     before = os.umask(0o117)  # born 0660: a chmod afterwards would come too late
@@ -55,11 +63,12 @@ def listen(runtime: str, gid: int | None) -> tuple[_socket.socket, str]:
     if gid is not None:
         os.chown(path, -1, gid, follow_symlinks=False)
     door.listen(128)
-    return door, path
+    return door
 
 
 def remove(path: str) -> None:
+    """Take the socket away. Where that is not possible, whoever listens next is told."""
     try:
         os.unlink(path)
-    except FileNotFoundError:
+    except OSError:
         return

@@ -33,7 +33,10 @@ class Outlets:
         self._token_file = settings["token_file"]
         self._environment_file = settings["environment_file"]
         self._hooks = settings["hooks"]
-        self._take_away(path for path in self._ends if path not in (self._token_file, self._environment_file))
+        named = [path for path in (self._token_file, self._environment_file) if path]
+        self._take_away(path for path in self._ends if path not in named)
+        for path in named:
+            sinks.sweep(path)
 
     def put(self, slot: Slot, now: float, *, changed: bool, start: Start) -> None:
         """After an attempt: write a new token, or take a refused device's files away; and tell the hooks."""

@@ -12,12 +12,13 @@ from __future__ import annotations
 import os
 
 FILE_MODE = 0o640
+RANDOM = 6  # bytes of a temporary name
 
 
 def write(path: str, data: bytes, gid: int | None) -> str:
     """Put ``data`` at ``path``. The answer is "" or what went wrong."""
     folder, name = os.path.split(path)
-    temporary = f".{name}.{os.urandom(6).hex()}"
+    temporary = f".{name}.{os.urandom(RANDOM).hex()}"
     try:
         handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
     except OSError as error:
@@ -31,6 +32,18 @@ def write(path: str, data: bytes, gid: int | None) -> str:
     finally:
         os.close(handle)
     return ""
+
+
+def sweep(path: str) -> None:
+    """Remove what a ``write`` of ``path`` that was cut off has left behind."""
+    folder, name = os.path.split(path)
+    try:
+        names = os.listdir(folder)
+    except OSError:
+        return
+    for leftover in names:
+        if leftover.startswith(f".{name}.") and len(leftover) == len(f".{name}.") + 2 * RANDOM:
+            remove(os.path.join(folder, leftover))
 
 
 def remove(path: str) -> None:

@@ -9,6 +9,7 @@ Otherwise ``message``, ``hint``, ``reason`` and ``retry_after``. ``anchor`` is w
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -40,8 +41,9 @@ def main() -> None:
     settings = frames.unpack(sys.stdin.buffer.read(frames.MAX_FRAME))
     os.environ.update(json.loads(settings["key_variables"]))
     answer = frames.pack(refresh(settings))
-    sys.stdout.buffer.write(answer)
-    sys.stdout.buffer.flush()
+    with contextlib.suppress(OSError):  # nobody waits for it any more
+        sys.stdout.buffer.write(answer)
+        sys.stdout.buffer.flush()
     os._exit(0)
 
 

@@ -1,0 +1,76 @@
+"""A week without a server: the resident's own loop, schedule and journal, with a clock that the test winds."""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Iterator
+
+import pytest
+
+from device.resident import Home, a_home
+from pi_agent.device import agent, clock, schedule
+from pi_agent.device.tokens import Slot
+
+WEEK = 7 * 86400.0
+FAULTS = (
+    ("dns", "the server's name is not known to DNS"),
+    ("refused", "nothing listens at the server's address (connection refused)"),
+    ("timeout", "no answer within 30 s"),
+    ("answer", "the server answered 503"),
+)
+TOKEN = {"outcome": "token", "head": '{"access_token": "t", "expires_in": ', "tail": "}", "expires_in": "1800"}
+
+
+class Wound(agent.Agent):
+    """Lives in boot time that the test winds on; its workers answer at once, as ``answer`` says."""
+
+    def __init__(self, settings: dict[str, str], rng: random.Random) -> None:
+        self.now = 5000.0
+        self.rng = rng
+        self.is_down = True
+        super().__init__(settings)
+
+    def _spawn(self, module: str, request: dict[str, str], now: float, purpose: object) -> None:
+        assert isinstance(purpose, Slot)
+        reason, message = self.rng.choice(FAULTS)
+        failure = {"outcome": "failed", "reason": reason, "message": message}
+        self._finish(purpose, failure if self.is_down else TOKEN, now)
+
+    def live(self, until: float) -> None:
+        """The loop of ``run``, where nobody calls and nothing happens but time."""
+        while self.now < until:
+            self._on_time(self.now)
+            self.now += max(self._nap(self.now), 0.001)
+
+
+@pytest.fixture
+def home() -> Iterator[Home]:
+    with a_home("https://fleet.example/token") as home:
+        yield home
+
+
+@pytest.mark.parametrize("seed", range(2))
+def test_ra01_g09_a_week_without_a_server(
+    home: Home, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], seed: int
+) -> None:
+    """Fewer than 1,500 attempts and 2,000 log lines, whatever the fault is each time; a token within one cap of its end."""
+    rng = random.Random(seed)
+    wound: list[Wound] = []
+    monkeypatch.setattr(agent, "boot_seconds", lambda: wound[0].now if wound else 5000.0)
+    monkeypatch.setattr(agent, "chance", rng.random)
+    with monkeypatch.context() as patched:
+        patched.setattr(time, "time", lambda: clock.BUILT + 86400 + (wound[0].now if wound else 5000.0))
+        living = Wound(home.fields(), rng)
+        wound.append(living)
+        living.live(5000.0 + WEEK)
+        attempts = living.attempts
+        said = capsys.readouterr().err.splitlines()
+        living.is_down = False
+        living.live(living.now + schedule.CAP)
+        living._stop()
+    assert 1000 < attempts < 1500
+    assert 7 * 24 <= len(said) < 2000
+    assert living.tokens.default.left(living.now) > 0
+    assert living.state(living.now) == "ok"
+    assert "Traceback" not in "".join(said)
