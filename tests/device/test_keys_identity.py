@@ -277,11 +277,14 @@ def test_a_key_that_is_noted_elsewhere_does_not_undo_a_rotation(state: Path) -> 
 
 @needs_root
 def test_root_works_in_a_state_folder_as_its_owner() -> None:
-    """sudo pi-agent leaves files that the service can read: they belong to whom the folder belongs."""
+    """sudo pi-agent leaves files that the service can read, and opens the devices that the service may open: as its user."""
     with tempfile.TemporaryDirectory() as folder:  # below pytest's own folders nobody else can even look
         state = Path(folder)
         os.chown(state, 65534, 65534)
+        before = os.getgroups()
         with files.as_owner_of(state):
             enroll(state, HERE, "pi-1")
-        assert os.geteuid() == 0
+            groups = os.getgroups()
+        assert (os.geteuid(), os.getegid(), os.getgroups()) == (0, 0, before)
+        assert groups == os.getgrouplist("nobody", 65534)
         assert {path.stat().st_uid for path in state.iterdir()} == {65534}

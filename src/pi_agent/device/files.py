@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import pwd
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -111,12 +112,15 @@ def replace(path: Path, data: bytes, *, mode: int = 0o600) -> None:
 def as_owner_of(directory: Path) -> Iterator[None]:
     """Root works in ``directory`` as the user whose it is, so that the service can go on with what was written.
 
+    With the groups of that user, since a key may be behind a device that is open to one (/dev/tpmrm0, /dev/vcio).
     Anybody else, and root in root's own, works as before.
     """
     owner = directory.stat() if os.geteuid() == 0 and directory.is_dir() else None
     if owner is None or owner.st_uid == 0:
         yield
         return
+    groups = os.getgroups()
+    os.setgroups(_groups_of(owner.st_uid, owner.st_gid))
     os.setegid(owner.st_gid)
     os.seteuid(owner.st_uid)
     try:
@@ -124,6 +128,14 @@ def as_owner_of(directory: Path) -> Iterator[None]:
     finally:
         os.seteuid(0)
         os.setegid(0)
+        os.setgroups(groups)
+
+
+def _groups_of(uid: int, gid: int) -> list[int]:
+    try:
+        return os.getgrouplist(pwd.getpwuid(uid).pw_name, gid)
+    except KeyError:
+        return [gid]  # a user without a name
 
 
 @contextmanager

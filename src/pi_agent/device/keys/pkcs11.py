@@ -39,6 +39,7 @@ UNCOMPRESSED = 4
 POINT_LENGTH = 65
 PATH_ATTRIBUTES = ("token", "serial", "manufacturer", "model", "object")
 QUERY_ATTRIBUTES = ("module-path", "pin-source")
+NOT_LOADED = -1  # PyKCS11's own code beside those of PKCS #11
 TPM_LIBRARIES = ("tpm2-software",)  # how tpm2-pkcs11 names its maker
 INSTALL = "sudo apt install python3-pykcs11, or: pip install 'pi-identity-agent[pkcs11]'"
 EXAMPLE = "pkcs11:token=pi-agent?module-path=/usr/lib/softhsm/libsofthsm2.so&pin-source=file:/etc/pi-agent/pin"
@@ -152,8 +153,12 @@ class _Library:
         self.module = module
         try:
             self.lib.load(module)
-        except self.api.PyKCS11Error:
-            raise KeyFileError(f"{module} is no PKCS #11 module", path=module, hint=f"ls -l {module}") from None
+        except self.api.PyKCS11Error as error:
+            if error.value == NOT_LOADED:
+                raise KeyFileError(f"{module} is no PKCS #11 module", path=module, hint=f"ls -l {module}") from None
+            hint = "is its hardware there, and may this user open it? For a TPM: ls -l /dev/tpmrm0"
+            code = self.api.CKR.get(error.value, error.value)
+            raise KeyFileError(f"{module} does not start: {code}", path=module, hint=hint) from None
 
 
 @functools.cache  # a module is initialised once in a process; the PyKCS11 of Debian 12 does not count its users
