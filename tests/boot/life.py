@@ -23,6 +23,11 @@ STATE, CONFIG = "/var/lib/pi-agent", "/etc/pi-agent/config.toml"
 CA = "/etc/ssl/boot-test-ca.pem"
 AT_ONCE = "\n[token]\nspread = 0\n"  # no waiting for a place among a fleet's boards
 WATCHDOG = "/run/systemd/system/pi-agent.service.d/test.conf"
+KEY_DROP_IN = "/etc/systemd/system/pi-agent.service.d/key.conf"
+WITH_CREDENTIAL = (
+    *("systemd-run", "--quiet", "--pipe", "--wait", "-p", "User=pi-agent"),
+    *("-p", "LoadCredentialEncrypted=key.pem"),
+)
 PATIENCE = 30.0
 REFRESHES = 3
 EVERYTHING = range(256)
@@ -87,6 +92,7 @@ class Life:
         yield "what a token costs a program", lambda: self._costs(machine)
         yield "a hung agent is ended by the watchdog, and comes back", lambda: self._watchdog(machine)
         yield "a wrong setting stops it for good, and says which", lambda: self._wrong_setting(machine)
+        yield "the key as systemd keeps it, encrypted, and back again: token", lambda: self._credential(machine)
 
     def _versions(self, machine: Machine) -> Iterator[Step]:
         yield "upgraded: restarted, same identity, token", lambda: self._exchange(machine, "new")
@@ -239,6 +245,34 @@ class Life:
         self._token(machine)
         return next(line for line in said.splitlines() if "error:" in line)
 
+    def _credential(self, machine: Machine) -> str:
+        """The commands of docs/enrollment.md, to the letter; then the way back."""
+        show = ("pi-agent", "key", "show", "--json")
+        machine.run("mkdir", "-p", "/etc/credstore.encrypted", str(Path(KEY_DROP_IN).parent))
+        wrapped = "/etc/credstore.encrypted/key.pem"
+        machine.run("systemd-creds", "encrypt", "--name=key.pem", f"{STATE}/key.pem", wrapped)
+        machine.run("sh", "-c", f"cat > {KEY_DROP_IN}", text="[Service]\nLoadCredentialEncrypted=key.pem\n")
+        machine.run("systemctl", "daemon-reload")
+        before = json.loads(machine.run(*show))
+        machine.run(*WITH_CREDENTIAL, "pi-agent", "key", "move", "--to", "credential")
+        machine.run("systemctl", "restart", UNIT)
+        machine.run("shred", "-u", f"{STATE}/key.pem")
+        machine.run("systemctl", "restart", UNIT)
+        self._token(machine)
+        machine.run("systemctl", "reload", UNIT)
+        self._token(machine)
+        after = json.loads(machine.run(*WITH_CREDENTIAL, *show))
+        same((after["store"], after["kid"], after["protection"]), ("credential:key.pem", before["kid"], "file"))
+        same(machine.run("grep", "-rl", "PRIVATE KEY", STATE, "/etc", codes=EVERYTHING), "")
+        contains(machine.run(*show, codes=(1,)), "LoadCredentialEncrypted=key.pem")
+        mode = machine.run("stat", "-c", "%U %a", "/run/credentials/pi-agent.service/key.pem").strip()
+        machine.run(*WITH_CREDENTIAL, "pi-agent", "key", "move", "--to", "file")
+        machine.run("rm", KEY_DROP_IN, wrapped)
+        machine.run("systemctl", "daemon-reload")
+        machine.run("systemctl", "restart", UNIT)
+        self._token(machine)
+        return machine.run("systemctl", "--version").splitlines()[0] + f": handed over as {mode}"
+
     def _exchange(self, machine: Machine, version: str) -> None:
         before, pid = self._identity(machine), machine.show(UNIT, "MainPID")
         machine.run("dpkg", "-i", f"/opt/{version}.deb")
@@ -271,7 +305,7 @@ class Life:
     def _remove(self, machine: Machine) -> None:
         machine.run("dpkg", "-r", "pi-agent")
         same(machine.run("systemctl", "is-active", UNIT, codes=EVERYTHING).strip(), "inactive")
-        machine.run("test", "-e", f"{STATE}/key.pem")
+        machine.run("sh", "-c", f"ls {STATE}/key*.pem")
         machine.run("test", "!", "-e", "/usr/lib/systemd/system/pi-agent.service.d")
 
     def _again(self, machine: Machine) -> None:
