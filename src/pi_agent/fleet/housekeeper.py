@@ -48,10 +48,11 @@ class Housekeeper:
         self.chores = [
             Chore("loading the signing keys", RELOAD_SECONDS, lambda now: application.reload()),
             Chore("purging", PURGE_SECONDS, purge),
-            Chore("the rhythms of the devices", RHYTHM_SECONDS, rhythm.keep),
+            Chore("the rhythms of the devices", RHYTHM_SECONDS, self.keep_rhythms),
             Chore("the checkpoint", CHECKPOINT_SECONDS, checkpoint),
             Chore("the rotation of the signing keys", ROTATE_SECONDS, self.rotate),
         ]
+        self.looked: int | None = None
         self.ended = threading.Event()
         self.woken = threading.Event()
         self.thread = threading.Thread(target=self.run, name="housekeeper", daemon=True)
@@ -80,6 +81,10 @@ class Housekeeper:
                 self.woken.clear()
         finally:
             connections.close_all()
+
+    def keep_rhythms(self, now: int) -> None:
+        rhythm.keep(now, since=self.looked)
+        self.looked = now - RHYTHM_SECONDS  # tokens that were under way at that moment, and clocks of other servers
 
     def rotate(self, now: int) -> None:
         row = signing.rotate_when_due(self.application.authority.settings, now=now)

@@ -13,9 +13,10 @@ than ``MIN_GAP``, so that it misses no gap that counts.
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass
 
-from django.db import transaction
+from django.db import connection, transaction
 from django.db.models import F, Q
 
 from pi_agent.fleet.models import Device
@@ -24,7 +25,13 @@ MIN_GAP = 60
 SLACK = 60
 MAX_STRETCH = 8
 LOOK_BACK = 900
-BATCH = 500
+BATCH = 200
+PAUSE = 0.01
+
+READ = ("pk", "auth_at", "rhythm_at", "rhythm", "rhythm_spread", "due_at")
+KEEP = """
+    UPDATE fleet_device SET rhythm_at = %s, rhythm = %s, rhythm_spread = %s, due_at = %s
+    WHERE id = %s AND auth_at = %s AND (rhythm_at IS NULL OR rhythm_at < auth_at)"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,31 +59,29 @@ def first(gap: int) -> Rhythm | None:
 
 
 def keep(now: int, *, since: int | None = None) -> int:
-    """Take up the tokens that devices had since ``since`` (or lately); how many devices were looked at."""
+    """Take up the tokens that devices had since ``since`` (or lately); how many devices were looked at.
+
+    In small transactions, and with little Python for each device: tokens are issued meanwhile, and want both.
+    """
     since = now - LOOK_BACK if since is None else since
     fresh = Q(rhythm_at=None) | Q(rhythm_at__lt=F("auth_at"))
     rows = Device.objects.filter(fresh, auth_at__gte=since).order_by("pk")
-    seen = 0
-    while batch := list(rows.values_list("pk", "auth_at", "rhythm_at", "rhythm", "rhythm_spread")[:BATCH]):
-        with transaction.atomic():
-            for pk, auth_at, rhythm_at, usual, spread in batch:
-                values = _kept(auth_at, rhythm_at, usual, spread)
-                Device.objects.filter(fresh, pk=pk, auth_at=auth_at).update(**values)
-        seen += len(batch)
-        if len(batch) < BATCH:
-            break
+    seen = last = 0
+    while batch := list(rows.filter(pk__gt=last).values_list(*READ)[:BATCH]):
+        with transaction.atomic(), connection.cursor() as cursor:
+            cursor.executemany(KEEP, [(*_kept(*known), pk, known[0]) for pk, *known in batch])
+        seen, last = seen + len(batch), batch[-1][0]
+        time.sleep(PAUSE)
     return seen
 
 
-def _kept(auth_at: int, rhythm_at: int | None, usual: int | None, spread: int | None) -> dict[str, int | None]:
+def _kept(
+    auth_at: int, rhythm_at: int | None, usual: int | None, spread: int | None, due_at: int | None
+) -> tuple[int | None, ...]:
+    """What KEEP writes: ``rhythm_at`` and what follows it in READ."""
     gap = auth_at - rhythm_at if rhythm_at is not None else 0
     known = Rhythm(usual, spread) if usual is not None and spread is not None else None
     rhythm = known.after(gap) if known else first(gap)
     if rhythm is None:
-        return {"rhythm_at": auth_at}
-    return {
-        "rhythm_at": auth_at,
-        "rhythm": rhythm.usual,
-        "rhythm_spread": rhythm.spread,
-        "due_at": rhythm.due(auth_at),
-    }
+        return auth_at, usual, spread, due_at
+    return auth_at, rhythm.usual, rhythm.spread, rhythm.due(auth_at)
