@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pi_agent.fleet.limits import Limit
+from pi_agent.fleet.limits import Limit, wait_of_source
 
 
 def test_a_burst_then_the_rate() -> None:
@@ -40,3 +40,13 @@ def test_never_more_than_burst_and_rate_allow(gaps: list[float], burst: int) -> 
         passed += limit.wait("a", now) == 0
     assert passed <= burst + now * 0.1 + 1e-6
     assert limit.wait("a", now + 10 * burst + 10) == 0
+
+
+def test_b29_an_ipv6_network_is_one_place() -> None:
+    """A host has 2^64 addresses of its own and still one share; IPv4 within IPv6 is IPv4; this machine never waits."""
+    limit = Limit(rate=0.1, burst=2)
+    assert [wait_of_source(limit, f"2001:db8:0:1::{number:x}", 0) > 0 for number in range(4)] == [0, 0, 1, 1]
+    assert wait_of_source(limit, "2001:db8:0:2::1", 0) == 0
+    assert [wait_of_source(limit, f"::ffff:192.0.2.{number}", 0) for number in range(4)] == [0, 0, 0, 0]
+    assert [wait_of_source(limit, "fe80::1%eth0", 0) > 0 for _ in range(3)] == [0, 0, 1]
+    assert [wait_of_source(limit, "uid 1000", 0) for _ in range(9)] == [0] * 9

@@ -121,6 +121,36 @@ def test_rs07_a_client_that_does_not_wait_is_answered_once(server: LiveFleet, pi
     assert [server.ask(body).status for body in bodies] == [400, 200, 200]
 
 
+def test_rs07_an_upgrade_is_refused_and_hides_no_request(server: LiveFleet, pi: Pi) -> None:
+    """After an Upgrade the parser reads no further: one refusal that says so, and the end; what follows is not looked at."""
+    for path in ("/oauth/token", "/healthz"):
+        hidden = post(pi.form())
+        with server.connect() as connection:
+            connection.sendall(post(pi.form(), "Connection: Upgrade", "Upgrade: h2c", path=path) + hidden)
+            ((status, said),) = answers(connection)
+            assert status == 400 and b"Upgrade" in said
+            assert closed_within(connection, 2)
+
+
+def test_rs07_an_upgrade_behind_another_request_waits_for_its_answer(server: LiveFleet) -> None:
+    """What was asked before is answered; the upgrade is not, and the connection ends."""
+    first = b"GET /readyz HTTP/1.1\r\nHost: x\r\n\r\n"
+    with server.connect() as connection:
+        connection.sendall(first + post(b"x", "Connection: Upgrade", "Upgrade: h2c"))
+        assert [status for status, _ in answers(connection)] == [200]
+        assert closed_within(connection, 2)
+
+
+@pytest.mark.parametrize("path", ["/oauth/token", "/healthz"])
+@pytest.mark.parametrize("lines", [["X: " + "y" * 70_000], [f"X{number}: y" for number in range(9000)]])
+def test_rs07_long_headers_are_refused_also_in_one_piece(server: LiveFleet, path: str, lines: list[str]) -> None:
+    """431 and the end, however they arrive."""
+    with server.connect() as connection:
+        connection.sendall(post(b"x", *lines, path=path))
+        assert {status for status, _ in answers(connection)} <= {431}
+        assert closed_within(connection, 2)
+
+
 @pytest.mark.parametrize(
     "more",
     [
@@ -171,6 +201,8 @@ def test_b15_only_the_path_as_it_is_written(server: LiveFleet, pi: Pi) -> None:
     assert server.request("GET", "/oauth/token").status == 405
     reply = server.request("POST", "/oauth/token?scope=admin", pi.form(), {"content-type": FORM})
     assert (reply.status, reply.json["scope"]) == (200, "device")
+    for path in ("/oauth%2ftoken", "/oauth/%74oken", "//oauth/token", "/./oauth/token"):  # a proxy may know it by name
+        assert server.request("POST", path, pi.form(), {"content-type": FORM}).status in (403, 404), path
 
 
 def test_b29_the_limit_is_for_whom_the_proxy_names(tmp_path: Path) -> None:

@@ -89,7 +89,7 @@ class Application:
         headers = dict(scope["headers"])
         if self.proxies:
             scope["client"] = client_behind(scope.get("client") or ("", 0), scope["headers"], self.proxies)
-        path, method = scope["path"], scope["method"]
+        path, method = scope["raw_path"].decode("latin-1"), scope["method"]
         try:
             body = await read_body(headers, receive, self.authority.settings.body_seconds)
         except OAuthError as error:

@@ -27,6 +27,7 @@ from pi_agent.catalogue import fold
 from pi_agent.errors import InvalidAssertionError, MalformedTokenError, OAuthError, UnreadableBoardError
 from pi_agent.fleet import audit, clones, database, ledger, preauthorise
 from pi_agent.fleet.grants import USED, check_source
+from pi_agent.fleet.limits import wait_of_source
 from pi_agent.fleet.models import Device, DeviceKey, EnrollmentToken
 from pi_agent.fleet.policy import board_changes, normal_board
 from pi_agent.fleet.tokens import Authority
@@ -162,7 +163,7 @@ def _bad_token() -> OAuthError:
 
 def _check_rate(request: Request, now: int, authority: Authority) -> None:
     limits = authority.limits
-    if limits and not request.source.startswith("uid ") and (wait := limits.registrations.wait(request.source, now)):
+    if limits and (wait := wait_of_source(limits.registrations, request.source, now)):
         raise OAuthError("slow_down", "too many registrations from this address", status=429, retry_after=wait)
 
 

@@ -30,6 +30,7 @@ from pi_agent.fleet import clients, clones, database, ledger, tokens
 from pi_agent.fleet.clients import UnusableAssertionError
 from pi_agent.fleet.devicekeys import first_use, is_due, speaks
 from pi_agent.fleet.ledger import DeviceRow, Issued, Ledger
+from pi_agent.fleet.limits import wait_of_source
 from pi_agent.fleet.policy import Admitted, Rules, board_changes, decide
 from pi_agent.fleet.tokens import Authority
 from pi_agent.fleet.web import Answer, Request, json_answer, oauth_refusal, read_form, try_again
@@ -90,7 +91,7 @@ def read(request: Request, *, now: int, authority: Authority) -> Claim | Unusabl
 def check_source(request: Request, now: int, authority: Authority) -> None:
     """Raise OAuthError (429) when a network address asks too often."""
     limits = authority.limits
-    if limits and not request.source.startswith("uid ") and (wait := limits.requests.wait(request.source, now)):
+    if limits and (wait := wait_of_source(limits.requests, request.source, now)):
         raise OAuthError("slow_down", "too many requests from this address", status=429, retry_after=wait)
 
 

@@ -7,6 +7,7 @@ is set back only makes a bucket refill later.
 
 from __future__ import annotations
 
+import ipaddress
 import math
 import threading
 from collections import OrderedDict
@@ -55,6 +56,19 @@ class Limits:
             registrations=Limit(settings.registration_rate, settings.registration_burst),
             device=Limit(settings.device_rate, settings.device_burst),
         )
+
+
+def wait_of_source(limit: Limit, source: str, now: float) -> int:
+    """``limit.wait`` for a place in the network, which all of an IPv6 /64 is: one host may use any address of it.
+
+    Who is on this machine (``uid 1000``) never waits.
+    """
+    return 0 if source.startswith("uid ") else limit.wait(_neighbourhood(source) if ":" in source else source, now)
+
+
+def _neighbourhood(source: str) -> str:
+    address = ipaddress.IPv6Address(source.partition("%")[0])
+    return str(address.ipv4_mapped or ipaddress.IPv6Network((address, 64), strict=False))
 
 
 class Watch:

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
+from pi_agent.errors import OAuthError
 from pi_agent.fleet import counters
 from pi_agent.fleet.sources import Network, client_behind
 from pi_agent.fleet.web import MAX_BODY, Answer, Request, oauth_refusal, too_large, too_slow
@@ -122,11 +123,22 @@ class Protocol(HttpToolsProtocol):
             return
         self.stop_waiting()
         idle = self.cycle is None or self.cycle.response_complete
+        if error := self.unacceptable():
+            self.turn_away(error, idle=idle)
+            return
         if self.url == TOKEN and idle and not self.expect_100_continue and self.parser.get_method() == b"POST":
             keeps = self.parser.get_http_version() == "1.1" and self.parser.should_keep_alive()
             self.short = Short(last=not keeps)
         else:
             super().on_headers_complete()
+
+    def unacceptable(self) -> OAuthError | None:
+        """Why a request is not served, by its headers alone."""
+        if self.parser.should_upgrade():  # the parser reads no further: what follows would be neither body nor request
+            return OAuthError("invalid_request", "this server speaks HTTP/1.1 alone; send no Upgrade")
+        if len(self.url) + sum([len(name) + len(value) + 4 for name, value in self.headers]) > MAX_HEADER_BYTES:
+            return OAuthError("invalid_request", f"the headers are longer than {MAX_HEADER_BYTES} bytes", status=431)
+        return None
 
     def on_body(self, body: bytes) -> None:
         if self.deaf:
@@ -161,7 +173,15 @@ class Protocol(HttpToolsProtocol):
             source=f"uid {port}" if host == "uid" else host,
         )
 
-    def refuse(self, error: Any) -> None:
+    def turn_away(self, error: OAuthError, *, idle: bool) -> None:
+        """Answer a request that is not served, and hang up; after the answers that are still to come, if there are any."""
+        if idle:
+            self.short = Short(last=True)
+            self.refuse(error)
+        else:
+            self.deaf, self.cycle.keep_alive = True, False
+
+    def refuse(self, error: OAuthError) -> None:
         """Answer a request that is not whole, and never will be."""
         if self.short is not None:
             self.deaf = self.short.last = True
