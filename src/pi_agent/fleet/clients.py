@@ -40,7 +40,7 @@ _KEYS = """
     WHERE d.client_id = %s AND k.alg = %s"""
 FIND_KEYS = _KEYS + " AND k.retired_at IS NULL"
 FIND_KEY = _KEYS + " AND k.kid = %s"  # a retired one too: who still signs with it is worth knowing (``clones``)
-MAX_REMEMBERED = 20_000
+MAX_REMEMBERED = 12_000
 
 WITHOUT_KID = ("RS256", "PS256")
 

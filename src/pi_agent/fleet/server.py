@@ -7,6 +7,7 @@ SIGHUP reloads the certificate and the signing keys; connections stay.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import gc
 import logging
 import os
@@ -67,7 +68,8 @@ class Server(uvicorn.Server):
             )
         )
         loop.add_signal_handler(signal.SIGHUP, self.reload)
-        print(self.greeting, file=sys.stderr, flush=True)  # noqa: T201  # this is a command's output
+        with contextlib.suppress(OSError):  # a log that is full or gone is no reason to serve nobody
+            print(self.greeting, file=sys.stderr, flush=True)  # noqa: T201  # this is a command's output
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         if sig == signal.SIGTERM:
