@@ -17,14 +17,19 @@ from typing import NoReturn
 
 import fleet_unit
 import lab
+import own_test
 import roots
+import suite
 from board_files import BOARDS
 from lab import Lab
 from life import ROOT, Life, Step
 from server import Fleet
 
 SUITES = ("bookworm", "trixie")
-NEEDED = ("mmdebstrap", "systemd-nspawn", "unshare", "nsenter", "dpkg-buildpackage", "lintian")
+TESTS = {f"{release}-tests": release for release in SUITES}
+PLACES = (*SUITES, *TESTS, *BOARDS)
+LIMITS = dict.fromkeys(SUITES, 900) | dict.fromkeys(TESTS, 1000) | dict.fromkeys(BOARDS, 1500)
+NEEDED = ("mmdebstrap", "systemd-nspawn", "unshare", "nsenter", "dpkg-buildpackage", "lintian", "autopkgtest")
 NEEDED_FOR_BOARDS = ("qemu-system-arm", "qemu-system-aarch64", "fdtput", "mke2fs", "cpio", "depmod", "modprobe")
 APT = {
     "systemd-nspawn": "systemd-container",
@@ -42,6 +47,7 @@ $PI_AGENT_LAB (~/.cache/pi-agent-lab). Needs root. Nothing else of this machine 
 example:
   tests/boot/run --reduced             one Debian, without what takes its time (CI)
   tests/boot/run trixie raspi3b        Debian 13 in a container, and an emulated Raspberry Pi 3
+  tests/boot/run bookworm-tests        the device's own tests, with Debian 12's Python and libraries
 """
 
 
@@ -52,22 +58,22 @@ def main() -> int:
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("where", nargs="*", metavar="WHERE", help=f"{', '.join((*SUITES, *BOARDS))} (default: all)")
+    parser.add_argument("where", nargs="*", metavar="WHERE", help=f"{', '.join(PLACES)} (default: all)")
     parser.add_argument("--reduced", action="store_true", help="one Debian in a container, the short way")
     parser.add_argument(
         "--limit",
         type=int,
         metavar="SECONDS",
-        help="end it all after this time (300 for each Debian, 1500 for each board)",
+        help="end it all after this time (900 for each Debian, 1000 for its tests, 1500 for each board)",
     )
     parser.add_argument("--debs", type=Path, metavar="DIR", help="use old/*.deb and new/*.deb from here, build nothing")
     args = parser.parse_args()
-    where = args.where or (["bookworm"] if args.reduced else [*SUITES, *BOARDS])
-    if unknown := [name for name in where if name not in (*SUITES, *BOARDS)]:
-        parser.error(f"there is no {unknown[0]!r}: choose from {', '.join((*SUITES, *BOARDS))}")
+    where = args.where or (["bookworm"] if args.reduced else [*PLACES])
+    if unknown := [name for name in where if name not in PLACES]:
+        parser.error(f"there is no {unknown[0]!r}: choose from {', '.join(PLACES)}")
     check_machine(boards=any(name in BOARDS for name in where))
     lab.enter_namespace()
-    limit = args.limit or sum(1500 if name in BOARDS else 300 for name in where)
+    limit = args.limit or sum(LIMITS[name] for name in where)
     signal.signal(signal.SIGALRM, lambda *_: give_up(limit))
     signal.alarm(limit)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
@@ -92,7 +98,7 @@ def give_up(limit: int) -> NoReturn:
 
 
 def run(where: list[str], home: Path, args: argparse.Namespace) -> int:
-    old, new = packages(home, args.debs)
+    old, new = packages(home, args.debs) if set(where) - set(TESTS) else (home, home)
     failed = []
     with Fleet(home).running() as fleet:
         for name in where:
@@ -101,6 +107,8 @@ def run(where: list[str], home: Path, args: argparse.Namespace) -> int:
                 folder.mkdir()
                 if name in SUITES:
                     container(name, fleet, old, new, folder, whole=not args.reduced)
+                elif name in TESTS:
+                    own_python(name, TESTS[name])
                 else:
                     from vm import emulated
 
@@ -112,13 +120,21 @@ def run(where: list[str], home: Path, args: argparse.Namespace) -> int:
     return 1 if failed else 0
 
 
-def container(suite: str, fleet: Fleet, old: Path, new: Path, home: Path, *, whole: bool) -> None:
-    tree = roots.tree(roots.rootfs(suite, roots.native()))
-    with Lab(tree, suite) as machine, closing(Life(machine, fleet, old, new, home, whole=whole).steps()) as steps:
-        walk(suite, steps)
+def container(release: str, fleet: Fleet, old: Path, new: Path, home: Path, *, whole: bool) -> None:
+    tree = roots.tree(roots.rootfs(release, roots.native()))
+    with Lab(tree, release) as machine, closing(Life(machine, fleet, old, new, home, whole=whole).steps()) as steps:
+        walk(release, steps)
+    with Lab(tree, release) as machine:
+        walk(release, [("the package's own test, by autopkgtest", lambda: own_test.run(machine, old, home))])
     if whole and fleet_unit.fits(tree):
-        with Lab(tree, suite) as machine, closing(fleet_unit.steps(machine)) as steps:
-            walk(suite, steps)
+        with Lab(tree, release) as machine, closing(fleet_unit.steps(machine)) as steps:
+            walk(release, steps)
+
+
+def own_python(name: str, release: str) -> None:
+    tree = roots.tree(roots.rootfs(release, roots.native(), "-tests", suite.PACKAGES))
+    with Lab(tree, name) as machine, closing(suite.steps(machine)) as steps:
+        walk(name, steps)
 
 
 def walk(name: str, steps: Iterable[Step]) -> None:

@@ -41,9 +41,12 @@ def mirror() -> str:
     )
 
 
-def rootfs(suite: str, arch: str) -> Path:
-    """A tar of a small Debian with systemd, Python and the agent's dependencies. 20 s at home, minutes for ARM."""
-    tar = CACHE / f"{suite}-{arch}.tar"
+def rootfs(suite: str, arch: str, kind: str = "", more: tuple[str, ...] = ()) -> Path:
+    """A tar of a small Debian with systemd, Python and the agent's dependencies. 20 s at home, minutes for ARM.
+
+    One with ``more`` packages is of another ``kind``.
+    """
+    tar = CACHE / f"{suite}-{arch}{kind}.tar"
     if tar.exists():
         return tar
     CACHE.mkdir(parents=True, exist_ok=True)
@@ -52,7 +55,7 @@ def rootfs(suite: str, arch: str) -> Path:
     options = [f"--dpkgopt=path-exclude={path}" for path in LEAVE_OUT] + [f"--dpkgopt=path-include={p}" for p in KEEP]
     command = [
         *("mmdebstrap", "--quiet", "--mode=root", "--skip=check/qemu", "--format=tar", "--variant=minbase"),
-        *(f"--architectures={arch}", f"--include={','.join(PACKAGES)}", '--aptopt=APT::Sandbox::User "root"'),
+        *(f"--architectures={arch}", f"--include={','.join((*PACKAGES, *more))}", '--aptopt=APT::Sandbox::User "root"'),
         *(*options, suite, str(part), mirror()),
     ]
     path = {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin"}  # another Python first on PATH would be run inside

@@ -262,4 +262,4 @@ def _date(connection: HTTPSConnection) -> int | None:
 
 def _count(settings: config.Settings) -> str:
     changed = sum(origin != config.BUILT_IN for origin in settings.origins.values())
-    return f"{changed} settings are not as built in"
+    return "1 setting is not as built in" if changed == 1 else f"{changed} settings are not as built in"
