@@ -48,7 +48,7 @@ NOT_HERE = {
     r"\./dev demo": "the same without --once: it stays until Ctrl-C",
     r"\./dev test": "this is it",
     r"sudo apt install \./pi-agent": "needs Debian's apt as root; ./dev boot installs the package",
-    r"pip install 'pi-agent": "fetches a release; ./dev wheel builds it, tests/packaging look into it",
+    r"python3 -m venv ~/pi-fleet ": "fetches the libraries once more; ./dev itself does the same",
     r"sudo (systemctl|systemd-|poweroff)|journalctl": "needs systemd as PID 1; ./dev boot has one",
     r"sudo adduser telemetry": "changes this machine; ./dev boot does it, where a user of the group gets the token",
     r"hydra ": "another project's program",

@@ -14,7 +14,7 @@ from pi_agent.fleet import cli as fleet
 PROJECT = Path(__file__).resolve().parent.parent
 PAGES = sorted([*PROJECT.glob("*.md"), *PROJECT.glob("docs/**/*.md")])
 BLOCK = re.compile(r"^```(?:sh|console|bash)\n(.*?)^```", re.DOTALL | re.MULTILINE)
-COMMAND = re.compile(r"^(?:\$ )?(?:sudo (?:-\S+ (?:\S+ )?)?)?(pi-agent|pi-fleet)\b(.*)$", re.MULTILINE)
+COMMAND = re.compile(r"^(?:\$ )?(?:sudo )?(pi-agent|pi-fleet)\b(.*)$", re.MULTILINE)
 LINK = re.compile(r"\]\((?!https?://|#|mailto:)([^)\s#]+)|(?:src|srcset)=\"([^\"]+)\"")
 
 

@@ -24,6 +24,7 @@ from board_files import BOARDS
 from lab import Lab
 from life import ROOT, Life, Step
 from server import Fleet
+from vm import MODELS, emulated
 
 SUITES = ("bookworm", "trixie")
 TESTS = {f"{release}-tests": release for release in SUITES}
@@ -73,6 +74,8 @@ def main() -> int:
         parser.error(f"there is no {unknown[0]!r}: choose from {', '.join(PLACES)}")
     check_machine(boards=any(name in BOARDS for name in where))
     lab.enter_namespace()
+    for name in where:
+        root(name)  # fetched once, which takes its time, and is none of what is timed
     limit = args.limit or sum(LIMITS[name] for name in where)
     signal.signal(signal.SIGALRM, lambda *_: give_up(limit))
     signal.alarm(limit)
@@ -108,10 +111,8 @@ def run(where: list[str], home: Path, args: argparse.Namespace) -> int:
                 if name in SUITES:
                     container(name, fleet, old, new, folder, whole=not args.reduced)
                 elif name in TESTS:
-                    own_python(name, TESTS[name])
+                    own_python(name)
                 else:
-                    from vm import emulated
-
                     walk(name, emulated(name, fleet, old, folder))
             except (AssertionError, OSError, subprocess.SubprocessError) as error:
                 say(f"{name}: FAILED: {type(error).__name__}: {error}")
@@ -121,7 +122,7 @@ def run(where: list[str], home: Path, args: argparse.Namespace) -> int:
 
 
 def container(release: str, fleet: Fleet, old: Path, new: Path, home: Path, *, whole: bool) -> None:
-    tree = roots.tree(roots.rootfs(release, roots.native()))
+    tree = roots.tree(root(release))
     with Lab(tree, release) as machine, closing(Life(machine, fleet, old, new, home, whole=whole).steps()) as steps:
         walk(release, steps)
     with Lab(tree, release) as machine:
@@ -131,9 +132,17 @@ def container(release: str, fleet: Fleet, old: Path, new: Path, home: Path, *, w
             walk(release, steps)
 
 
-def own_python(name: str, release: str) -> None:
-    tree = roots.tree(roots.rootfs(release, roots.native(), "-tests", suite.PACKAGES))
-    with Lab(tree, name) as machine, closing(suite.steps(machine)) as steps:
+def root(name: str) -> Path:
+    """The tar of the root file system that is started for ``name``."""
+    if name in TESTS:
+        return roots.rootfs(TESTS[name], roots.native(), "-tests", suite.PACKAGES)
+    if name in SUITES:
+        return roots.rootfs(name, roots.native())
+    return roots.rootfs(MODELS[name].suite, MODELS[name].arch)
+
+
+def own_python(name: str) -> None:
+    with Lab(roots.tree(root(name)), name) as machine, closing(suite.steps(machine)) as steps:
         walk(name, steps)
 
 

@@ -110,8 +110,8 @@ def test_wheel_and_sdist(tmp_path: Path) -> None:
     """The wheel and the sdist build, twice with the same bytes (the script compares them)."""
     out = build("build-wheel", tmp_path)
     assert sorted(file.name for file in out.iterdir()) == [
-        f"pi_agent-{__version__}-py3-none-any.whl",
-        f"pi_agent-{__version__}.tar.gz",
+        f"pi_identity_agent-{__version__}-py3-none-any.whl",
+        f"pi_identity_agent-{__version__}.tar.gz",
     ]
 
 
