@@ -49,10 +49,10 @@ NOT_HERE = {
     r"\./dev test": "this is it",
     r"sudo apt install \./pi-agent": "needs Debian's apt as root; ./dev boot installs the package",
     r"python3 -m venv ~/pi-fleet ": "fetches the libraries once more; ./dev itself does the same",
-    r"sudo (systemctl|systemd-|poweroff)|journalctl": "needs systemd as PID 1; ./dev boot has one",
+    r"sudo (systemctl|systemd-|mkdir -p /etc/cred|poweroff)|journalctl": "needs systemd as PID 1; ./dev boot has one",
     r"sudo adduser telemetry": "changes this machine; ./dev boot does it, where a user of the group gets the token",
     r"hydra ": "another project's program",
-    r"(export TPM2|sudo -u pi-agent -E tpm2_ptool|sudo pi-agent key move --to 'pkcs11)": "needs a TPM",
+    r"(echo \.\.\. \| )?(sudo (-u|-E|usermod -aG tss|install -d -o) |export TPM2)": "needs a TPM; tests/device has swtpm",
     r"sudo pi-agent key move --to firmware": "needs a Pi's fuses; tests/device/test_keys_stores.py has a stand-in",
 }
 # Exit statuses other than 0. Nothing found is an answer, too.
