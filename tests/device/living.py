@@ -48,14 +48,15 @@ class Answers:
         self.now: bytes | Script = reply()
         self.metadata: dict[str, Any] = {}
         self.metadata_date = ""
+        self.instead_of_metadata: bytes | Script | None = None
 
     def __call__(self, channel: socket.socket, request: Request) -> None:
-        if request.line.startswith("GET"):
-            channel.sendall(reply(self.metadata, Date=self.metadata_date))
-        elif isinstance(self.now, bytes):
-            channel.sendall(self.now)
+        metadata = self.instead_of_metadata or reply(self.metadata, Date=self.metadata_date)
+        said = metadata if request.line.startswith("GET") else self.now
+        if isinstance(said, bytes):
+            channel.sendall(said)
         else:
-            self.now(channel, request)
+            said(channel, request)
 
 
 class Living:
@@ -83,18 +84,22 @@ class Living:
         (self.home / name).parent.mkdir(exist_ok=True)
         (self.home / name).write_text(text)
 
-    def command(self, *words: str) -> list[str]:
+    def command(self, *words: str, first: str = "") -> list[str]:
+        """``first`` is code that the process runs first."""
         folders = [word for name in ("state", "root") for word in (f"--{name}", str(self.home / name))]
         options = ["--config", str(self.home / "config.toml"), *folders, "--runtime", self.runtime]
         code = (
-            f"import sys; sys.path.insert(0, {str(SOURCE)!r}); from pi_agent.device.cli import main; sys.exit(main())"
+            f"import sys; sys.path.insert(0, {str(SOURCE)!r})\n{first}\n"
+            "from pi_agent.device.cli import main; sys.exit(main())"
         )
         return [sys.executable, "-c", code, *options, *words]
 
-    def run(self, *words: str, wrapper: tuple[str, ...] = (), **more: Any) -> subprocess.CompletedProcess[str]:
+    def run(
+        self, *words: str, wrapper: tuple[str, ...] = (), first: str = "", **more: Any
+    ) -> subprocess.CompletedProcess[str]:
         """One command to its end."""
         return subprocess.run(
-            [*wrapper, *self.command(*words)],
+            [*wrapper, *self.command(*words, first=first)],
             capture_output=True,
             text=True,
             timeout=60,

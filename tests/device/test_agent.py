@@ -8,6 +8,7 @@ import os
 import signal
 import socket
 import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -221,6 +222,21 @@ def test_a_worker_that_is_killed_is_one_failed_attempt(agent: Agent, authority: 
     agent.again()
     assert until(agent.token)
     assert "broke off" in agent.said()
+
+
+def test_ra36_no_process_to_be_had_is_one_failed_attempt(home: Home) -> None:
+    """What the system refuses is named as such, said once, and over when the system gives again."""
+    python = home.folder / "python"
+    with home.start(home.fields() | {"python": str(python)}) as agent:
+        assert until(lambda: failure(agent))["reason"] == "resources"  # type: ignore[index]
+        for _ in range(3):
+            before = attempts(agent)
+            agent.again()
+            until(lambda before=before: attempts(agent) > before)  # type: ignore[misc]
+        assert agent.said().count("no worker: ") == 1
+        python.symlink_to(sys.executable)
+        agent.again()
+        assert until(agent.token)
 
 
 def test_a05_a12_no_process_shows_key_or_assertion(agent: Agent, authority: Authority) -> None:

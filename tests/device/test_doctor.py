@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import json
+import os
 import socket
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from device.living import Living, living
-from device.servers import Authority, reply
+from device.servers import Authority, Request, Script, reply, token
 
+QUICK = "from pi_agent.device import transport; transport.DEADLINE = 1.0"
 ORDER = "config board identity key clock dns tcp tls metadata token socket sandbox flash".split()  # noqa: SIM905
 
 
@@ -21,9 +24,9 @@ def pi(tmp_path: Path) -> Iterator[Living]:
         yield pi
 
 
-def first_cross(pi: Living) -> tuple[str, str, str]:
+def first_cross(pi: Living, first: str = "") -> tuple[str, str, str]:
     """Name, text and hint of the first finding that is bad; empty when none is."""
-    done = pi.run("doctor", "--json")
+    done = pi.run("doctor", "--json", first=first)
     findings = json.loads(done.stdout)["findings"]
     assert [each["name"] for each in findings] == ORDER
     bad = [each for each in findings if each["verdict"] == "bad"]
@@ -148,6 +151,85 @@ def test_a_server_that_is_another(pi: Living, metadata: dict[str, str], words: s
     pi.answers.metadata = metadata
     name, text, _ = first_cross(pi)
     assert (name, words in text) == ("metadata", True)
+
+
+def drips(channel: socket.socket, _: Request) -> None:
+    channel.sendall(b"HTTP/1.1 200 OK\r\nX: ")
+    while True:
+        channel.sendall(b"x")
+        time.sleep(0.1)
+
+
+BROKEN: dict[str, tuple[bytes | Script, str]] = {
+    "RA-04 busy": (reply({"error": "slow_down"}, status=429, Retry_After="60"), "slow_down"),
+    "RA-05 500": (reply({"error": "server_error"}, status=500), "answered 500"),
+    "RA-06 drips": (drips, "no answer within"),
+    "RA-07 too long": (reply(b" " * 70000), "longer than 64 KiB"),
+    "RA-07 compressed": (reply(b"\x1f\x8b", Content_Encoding="gzip"), "compressed"),
+    "RA-09 no JSON": (reply(b"{", media="application/json"), "without a JSON object"),
+    "RA-10 login page": (reply(b"<html>sign in</html>", media="text/html"), "without a JSON object"),
+    "RA-11 redirect": (reply(b"", status=302, Location="http://127.0.0.1:1/"), "redirects (302)"),
+}
+
+
+@pytest.mark.parametrize(("fault", "words"), BROKEN.values(), ids=BROKEN.keys())
+@pytest.mark.parametrize("place", ["metadata", "token"])
+def test_a_server_that_misbehaves(pi: Living, fault: bytes | Script, words: str, place: str) -> None:
+    """RA-04 to RA-11: the layer that is broken is the first cross, in the words of what is wrong with it."""
+    if place == "metadata":
+        pi.answers.instead_of_metadata = fault
+        words = "answered 429" if words == "slow_down" else words
+    else:
+        pi.answers.now = fault
+    name, text, _ = first_cross(pi, QUICK)
+    assert (name, words in text) == (place, True), text
+
+
+@pytest.mark.parametrize("answer", [{"expires_in": 0}, {"expires_in": -5}, {"expires_in": "60"}, {"access_token": ""}])
+def test_a_token_that_is_none(pi: Living, answer: dict[str, object]) -> None:
+    """RA-12: the server answers, and what it gives is no token."""
+    pi.answers.now = reply(token(**answer))
+    name, text, _ = first_cross(pi)
+    assert (name, "its " in text) == ("token", True), text
+
+
+def test_a_proxy_that_is_not_there(pi: Living) -> None:
+    """RA-02: it is the proxy that cannot be reached, and no word about the server."""
+    with socket.create_server(("127.0.0.1", 0)) as gone:
+        port = gone.getsockname()[1]
+    pi.environment["PI_AGENT_SERVER_PROXY"] = f"http://127.0.0.1:{port}"
+    name, text, _ = first_cross(pi)
+    assert (name, f"127.0.0.1 port {port}: Connection refused" in text) == ("tcp", True), text
+
+
+def test_a_clock_in_1970(pi: Living) -> None:
+    """RA-15: the clock is the first cross; a server that tells its time gives a token all the same."""
+    name, text, hint = first_cross(pi, "import time; time.time = lambda: 1000.0")
+    assert (name, "1970-01-01" in text, "timedatectl" in hint) == ("clock", True, True)
+
+
+def test_a_board_whose_facts_hang(pi: Living) -> None:
+    """RA-27: a pipe in the place of /proc/cpuinfo is no board, and holds up nobody."""
+    cpuinfo = pi.home / "root/proc/cpuinfo"
+    cpuinfo.unlink()
+    os.mkfifo(cpuinfo)
+    name, text, _ = first_cross(pi)
+    assert (name, "cpuinfo" in text) == ("board", True), text
+
+
+def test_settings_that_are_damaged(pi: Living) -> None:
+    """RA-24: no TOML at all."""
+    pi.configure("[server\n")
+    assert first_cross(pi)[0] == "config"
+
+
+def test_an_identity_that_is_damaged_or_newer(pi: Living) -> None:
+    """RA-37, RA-23: state of a newer version, and half a file, are the identity's fault, and are left as they are."""
+    path = pi.home / "state/identity.json"
+    for text, words in (('{"version": 99}', "newer"), ("{", "damaged")):
+        path.write_text(text)
+        name, said, _ = first_cross(pi)
+        assert (name, words in said, path.read_text()) == ("identity", True, text)
 
 
 @pytest.mark.parametrize(

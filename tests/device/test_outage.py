@@ -1,4 +1,4 @@
-"""A week without a server: the resident's own loop, schedule and journal, with a clock that the test winds."""
+"""A week without a server, a night asleep: the resident's own loop, schedule and journal, with a clock that the test winds."""
 
 from __future__ import annotations
 
@@ -9,7 +9,9 @@ from collections.abc import Iterator
 import pytest
 
 from device.resident import Home, a_home
-from pi_agent.device import agent, clock, schedule
+from pi_agent.device import agent, api, clock, schedule
+from pi_agent.device.allow import Peer
+from pi_agent.device.local import Request
 from pi_agent.device.tokens import Slot
 
 WEEK = 7 * 86400.0
@@ -74,3 +76,23 @@ def test_ra01_g09_a_week_without_a_server(
     assert living.tokens.default.left(living.now) > 0
     assert living.state(living.now) == "ok"
     assert "Traceback" not in "".join(said)
+
+
+def test_ra17_a_board_that_sleeps_wakes_up_without_a_token(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Boot time counts sleep: on waking the old token is not handed out for a moment, and the next one is fetched at once."""
+    wound: list[Wound] = []
+    monkeypatch.setattr(agent, "boot_seconds", lambda: wound[0].now if wound else 5000.0)
+    living = Wound(home.fields(), random.Random(1))
+    wound.append(living)
+    living.is_down = False
+    living.live(living.now + 10)
+    assert living.tokens.default.left(living.now) > 0
+    living.now += 3 * 3600
+    request = Request("GET", "/v1/token", {}, keep_alive=True)
+    answered = api.respond(living, request, Peer(0), living.now, last=True)
+    assert answered is not None
+    assert b" 503 " in answered.partition(b"\r\n")[0]
+    before = living.attempts
+    living._on_time(living.now)
+    assert (living.attempts, living.tokens.default.left(living.now)) == (before + 1, 1800)
+    living._stop()

@@ -15,6 +15,7 @@ from device.living import SOURCE, Living, eventually, living, numbered
 from device.servers import Request, reply, token
 from pi_agent.device import allow
 from pi_agent.device.allow import Peer, Rule, refusal
+from pi_agent.device.tokens import Slot
 
 
 @pytest.fixture
@@ -117,6 +118,15 @@ def test_a_caller_who_needs_it_longer_gets_an_early_refresh(pi: Living) -> None:
         assert pi.get("/v1/token?min_valid=60")[0] == 400  # the server's tokens live 30 s
         _, problem = pi.get("/v1/token?min_valid=60")
         assert "live 30 s" in problem["detail"]
+
+
+def test_ra13_a_tokens_life_counts_from_before_it_was_asked_for() -> None:
+    """An answer that took 20 s on its way has 20 s less to live, whatever any clock says."""
+    slot = Slot("", "", 0.0)
+    slot.asked = 100.0
+    slot.keep({"outcome": "token", "head": "", "tail": "", "expires_in": "60"}, 0.5)
+    assert (slot.left(120.0), slot.left(160.0), slot.left(161.0)) == (40, 0, -1)
+    assert slot.next == 130.0
 
 
 def test_refresh_waits_for_another_token(pi: Living) -> None:

@@ -127,6 +127,30 @@ def test_exec_restarts_its_program_with_the_new_token(pi: Living) -> None:
         assert child.wait(10) in (128 + 15, 143)
 
 
+def test_exec_tells_its_program_of_a_new_token(pi: Living) -> None:
+    """``--fd --on-rotation USR1``: the same process hears a signal, and reads the new token where the old one was."""
+    pi.answers.now = numbered(life=10)
+    seen = pi.home / "seen"
+    script = f"""
+import os, signal, time
+def tell(*_):
+    token = os.pread(int(os.environ["PI_AGENT_TOKEN_FD"]), 9999, 0).decode()
+    open({str(seen)!r}, "a").write(f"{{os.getpid()}} {{token}}")
+signal.signal(signal.SIGUSR1, tell)
+tell()
+time.sleep(30)
+"""
+    words = ("exec", "--fd", "--on-rotation", "USR1", "--min-valid", "1", "--", sys.executable, "-c", script)
+    with pi.running():
+        pi.state("ok")
+        child = subprocess.Popen(pi.command(*words))
+        eventually(lambda: seen.exists() and seen.read_text().count("\n") > 1, "a signal")
+        rows = seen.read_text().splitlines()
+        assert (len({row.split()[0] for row in rows}), len({row.split()[1] for row in rows})) == (1, len(rows))
+        child.terminate()
+        assert child.wait(10) == 128 + 15
+
+
 def test_files_and_hooks(pi: Living) -> None:
     """The token file and the environment file hold the current token, are not open to all, and go when the agent ends."""
     events = pi.home / "events"
@@ -153,6 +177,25 @@ def test_files_and_hooks(pi: Living) -> None:
         assert sorted(path.name for path in (pi.home / "run").iterdir()) == ["agent.lock", "agent.sock", "env", "token"]
     assert not token_file.exists()
     assert not environment_file.exists()
+
+
+def test_ra14_e07_a_refused_boards_files_go(pi: Living) -> None:
+    """When the server refuses the board, the files with its last token are taken away, and a hook hears why."""
+    events, token_file = pi.home / "events", pi.home / "run" / "token"
+    hook = pi.home / "hooks" / "on-refused.d" / "tell"
+    hook.parent.mkdir(parents=True)
+    hook.write_text(f"#!/bin/sh\necho $PI_AGENT_EVENT $PI_AGENT_REASON >> {events}\n")
+    hook.chmod(0o755)
+    pi.environment |= {
+        "PI_AGENT_SINKS_TOKEN_FILE": str(token_file),
+        "PI_AGENT_SINKS_HOOKS": str(pi.home / "hooks"),
+    }
+    with pi.running() as agent:
+        eventually(token_file.exists, "the token file")
+        pi.answers.now = reply({"error": "invalid_grant"}, status=400)
+        agent.send_signal(signal.SIGUSR1)
+        eventually(lambda: not token_file.exists(), "the end of the file")
+        eventually(lambda: events.exists() and events.read_text() == "refused invalid_grant\n", "the hook")
 
 
 def test_a_reader_of_the_token_file_sees_old_or_new(tmp_path: Path) -> None:
