@@ -2,12 +2,14 @@
 
 A fleet is simulated (``pi-fleet simulate``), served by ``pi-fleet serve``, and asked as operators ask: over the local
 socket by REST, by the command as it is installed, and by a browser when there is one. Every figure is seen from outside.
-``--data DIR`` keeps the fleet for the next run; ``--postgresql URL`` uses that database instead of SQLite.
+``--data DIR`` keeps the fleet for the next run; ``--postgresql [URL]`` uses that database instead of SQLite, or without
+a URL a PostgreSQL of its own, with Debian's settings and programs, which goes when it is done.
 """
 
 from __future__ import annotations
 
 import argparse
+import compileall
 import os
 import shutil
 import statistics
@@ -19,7 +21,9 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+import pi_agent
 from pi_agent.fleet import client
 from pi_agent.fleet.settings import Settings
 
@@ -30,6 +34,7 @@ LIKE_IT = (
     "model:zero2w memory:512mb auth:7d", "model:5 memory:8gb auth:1d",
 )  # fmt: skip
 ROUNDS = 200
+OWN = "own"
 PAGES = 1000
 
 
@@ -55,16 +60,22 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--devices", type=int, default=1_000_000)
     parser.add_argument("--data", type=Path)
-    parser.add_argument("--postgresql", metavar="URL")
+    parser.add_argument("--postgresql", metavar="URL", nargs="?", const=OWN)
     arguments = parser.parse_args()
+    if arguments.postgresql == OWN:
+        arguments.data = None  # what is kept belongs to a database that will be gone
     folder = arguments.data or Path(tempfile.mkdtemp(prefix="pi-fleet-bench-"))
+    compileall.compile_dir(Path(pi_agent.__file__).parent, quiet=2)  # as pip does when it installs
+    cluster = own_cluster() if arguments.postgresql == OWN else None
     if arguments.postgresql:
-        os.environ["PI_FLEET_DATABASE_URL"] = arguments.postgresql
+        os.environ["PI_FLEET_DATABASE_URL"] = cluster.database() if cluster else arguments.postgresql
     try:
         made = prepare(folder, arguments.devices)
         with served(folder) as process:
             figures = [*made, *measure(client.connect(Settings(data=folder)), folder, process)]
     finally:
+        if cluster:
+            cluster.close()
         if arguments.data is None:
             shutil.rmtree(folder, ignore_errors=True)
     print(f"load of the machine at the end: {os.getloadavg()[0]:.1f} on {os.cpu_count()} processors")
@@ -75,6 +86,15 @@ def main() -> int:
     print(f"registry, {arguments.devices:,} devices, {store}: headline p99 {headline.value:.1f} ms; "
           + (f"missed: {', '.join(missed)}" if missed else "every bar held"))  # fmt: skip
     return 1 if missed else 0
+
+
+def own_cluster() -> Any:
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests" / "issuing"))
+    import cluster
+
+    if why := cluster.missing():
+        sys.exit(f"error: {why}")
+    return cluster.Cluster()
 
 
 def prepare(folder: Path, devices: int) -> list[Figure]:

@@ -11,7 +11,11 @@ from dataclasses import dataclass
 from unittest.mock import patch
 
 # What a value is, by the word that stands for it in --help.
-FILES, FOLDERS = ("FILE",), ("DIR",)
+FILES, FOLDERS, ASKED = (
+    ("FILE",),
+    ("DIR",),
+    ("QUERY", "DEVICE"),
+)  # ASKED: ``PROGRAM suggest`` knows what may stand there
 
 
 @dataclass(frozen=True)

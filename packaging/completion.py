@@ -1,16 +1,20 @@
-"""Completion files for bash, zsh and fish from a tree of commands: plain words in a file, no Python at each TAB."""
+"""Completion files for bash, zsh and fish from a tree of commands: plain words in a file, no Python at each TAB.
+
+Only where a query is typed, the program is asked what may stand there (``PROGRAM suggest``): its fields, their values,
+and the names of devices, from the fleet that the options on the line name.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
 
-from command_tree import FILES, FOLDERS, Command, Option
+from command_tree import ASKED, FILES, FOLDERS, Command, Option
 
 BASH = """\
 # bash completion for {program}: made from its --help
 _{function}() {{
-    local word path= words= i cur=${{COMP_WORDS[COMP_CWORD]}} prev=${{COMP_WORDS[COMP_CWORD-1]}}
+    local word path= words= globals=() i cur=${{COMP_WORDS[COMP_CWORD]}} prev=${{COMP_WORDS[COMP_CWORD-1]}}
     for ((i = 1; i < COMP_CWORD; i++)); do
         word=${{COMP_WORDS[i]}}
         case "$path/$word" in
@@ -22,11 +26,49 @@ _{function}() {{
 {values}
     esac
     case "$path" in
+{asked}
 {words}
     esac
     COMPREPLY=($(compgen -W "$words" -- "$cur"))
 }}
 complete -F _{function} {program}
+"""
+# A word with a colon is several to bash (COMP_WORDBREAKS), and what is offered stands for the last of them.
+BASH_ASK = """\
+_{function}_ask() {{
+    local typed=${{COMP_LINE:0:COMP_POINT}}
+    typed=${{typed##* }}
+    local IFS=$'\\n' before=${{typed%"${{typed##*:}}"}}
+    COMPREPLY=($("${{COMP_WORDS[0]}}" "${{globals[@]}}" suggest -- "$typed" 2>/dev/null))
+    [[ $COMP_WORDBREAKS != *:* ]] || COMPREPLY=("${{COMPREPLY[@]#"$before"}}")
+    [[ ${{COMPREPLY[0]}} != *: ]] || compopt -o nospace
+}}
+"""
+ZSH_ASK = """\
+_{function}_ask() {{
+    local -a found fields
+    found=(${{(f)"$({program} $globals suggest -- "$PREFIX" 2>/dev/null)"}})
+    fields=(${{(M)found:#*:}})
+    found=(${{found:#*:}})
+    compadd -U -S '' -a fields
+    compadd -U -a found
+}}
+"""
+FISH_ASK = """\
+function __{function}_ask
+    set -l globals
+    set -l words (commandline -opc)
+    set -e words[1]
+    while set -q words[1]; and string match -q -- '--*' $words[1]
+        set -a globals $words[1]
+        if not string match -q -- '*=*' $words[1]
+            set -a globals $words[2]
+            set -e words[1]
+        end
+        set -e words[1]
+    end
+    {program} $globals suggest -- (commandline -ct) 2>/dev/null
+end
 """
 
 
@@ -49,10 +91,19 @@ def bash(program: str, tree: Command) -> str:
     everything = list(tree.everything())
     known = [(_path(command), option) for command in everything for option in command.options]
     valued = sorted({f"{path}/{name}" for path, option in known if _has_value(option) for name in option.names})
-    return BASH.format(
+    globals_ = sorted(f"/{name}" for option in tree.options if _has_value(option) for name in option.names)
+    asked = [f'"{_path(command)}"' for command in everything if _is_asked(command)]
+    ask = BASH_ASK.format(function=_function(program)) if asked else ""
+    takes = [f'{" | ".join(globals_)}) globals+=($word "${{COMP_WORDS[++i]}}") ;;'] if globals_ and asked else []
+    others = [one for one in valued if not (takes and one in globals_)]
+    takes += [f"{' | '.join(others)}) ((i++)) ;;"] if others else []
+    return ask + BASH.format(
         program=program,
         function=_function(program),
-        takes_value=f"            {' | '.join(valued)}) ((i++)) ;;" if valued else "",
+        asked=f"        {' | '.join(asked)}) [[ $cur == -* && $cur != -*:* ]] || {{ _{_function(program)}_ask; return; }} ;;&"
+        if asked
+        else "",
+        takes_value="\n".join(f"            {line}" for line in takes),
         commands="\n".join(
             f"            {_path(command)}) path={_path(command)} ;;" for command in everything if command.path
         ),
@@ -78,23 +129,34 @@ def _bash_value(path: str, option: Option) -> Iterator[str]:
 
 def zsh(program: str, tree: Command) -> str:
     functions = [line for command in tree.everything() for line in _zsh_function(program, command)]
-    return "\n".join([f"#compdef {program}", *functions, f'_{_function(program)} "$@"', ""])
+    asked = any(map(_is_asked, tree.everything()))
+    ask = [ZSH_ASK.format(function=_function(program), program=program).rstrip()] if asked else []
+    return "\n".join([f"#compdef {program}", *ask, *functions, f'_{_function(program)} "$@"', ""])
 
 
 def _zsh_function(program: str, command: Command) -> Iterator[str]:
     name = "_" + "_".join([_function(program), *map(_function, command.path)])
     rows = [_zsh_option(option) for option in command.options]
-    rows += [f"'{_zsh_text(option.value)}: :{_zsh_kind(option)}'".replace("'", "':", 1) for option in command.operands]
+    rows += [_zsh_operand(program, option) for option in command.operands]
     if not command.commands:
         yield from [f"{name}() {{", "    _arguments " + " \\\n        ".join(rows), "}"]
         return
     yield from [f"{name}() {{", "    local curcontext=$curcontext state line", "    local -a commands"]
+    yield from [] if command.path else ["    local -A opt_args"]
     yield "    _arguments -C " + " \\\n        ".join([*rows, "'1:command:->command'", "'*::argument:->argument'"])
     yield from ["    case $state in", "    command)", "        commands=("]
     yield from (f"            '{below.path[-1]}:{_zsh_text(below.help)}'" for below in command.commands)
-    yield from ["        )", "        _describe command commands ;;", "    argument)", "        case $line[1] in"]
+    yield from ["        )", "        _describe command commands ;;", "    argument)"]
+    yield from [] if command.path else ['        local -a globals=("${(@kv)opt_args}")']
+    yield "        case $line[1] in"
     yield from (f"        {below.path[-1]}) {name}_{_function(below.path[-1])} ;;" for below in command.commands)
     yield from ["        esac ;;", "    esac", "}"]
+
+
+def _zsh_operand(program: str, option: Option) -> str:
+    if option.value in ASKED:
+        return f"'*:{_zsh_text(option.value)}:_{_function(program)}_ask'"
+    return f"':{_zsh_text(option.value)}: :{_zsh_kind(option)}'"
 
 
 def _zsh_option(option: Option) -> str:
@@ -112,11 +174,15 @@ def _zsh_kind(option: Option) -> str:
 
 
 def fish(program: str, tree: Command) -> str:
-    lines = [f"complete -c {program} -f"]
+    asked = any(map(_is_asked, tree.everything()))
+    lines = [FISH_ASK.format(function=_function(program), program=program).rstrip()] if asked else []
+    lines.append(f"complete -c {program} -f")
     for command in tree.everything():
         where = _fish_condition(command)
         for below in command.commands:
             lines.append(f"complete -c {program}{where} -a {below.path[-1]} -d '{_quoted(below.help)}'")
+        if _is_asked(command):
+            lines.append(f"complete -c {program}{where} -a '(__{_function(program)}_ask)'")
         lines += [f"complete -c {program}{where}{_fish_option(option)}" for option in command.options]
     return "\n".join(lines) + "\n"
 
@@ -145,6 +211,10 @@ def _words(command: Command) -> Iterator[str]:
         yield from option.names
     for operand in command.operands:
         yield from operand.choices
+
+
+def _is_asked(command: Command) -> bool:
+    return any(operand.value in ASKED for operand in command.operands)
 
 
 def _has_value(option: Option) -> bool:

@@ -220,3 +220,9 @@ def test_every_change_is_in_the_chain(app: Application) -> None:
     assert (line.result, line.source) == ("done", f"uid {os.geteuid()}")
     assert json.loads(line.detail)["reason"] == "line break [31m"
     assert audit.verify() is None
+
+
+@pytest.mark.parametrize("path", ["/nothing", "/devices/a%2Fb", "/keys/https:%2F%2Fa.example"])
+def test_an_address_that_is_not_there_is_a_problem_too(app: Application, path: str) -> None:
+    """Programs are told in JSON; found by asking for every operation with whatever comes (``test_openapi``)."""
+    assert problem(get(app, path), 404)

@@ -104,12 +104,17 @@ def error_of(status: int, members: Mapping[str, Any]) -> PiAgentError:
     return error
 
 
-def connect(settings: Settings, *, create: bool = False) -> Fleet:
-    """The fleet in a data folder. ``create`` makes one where there is none; else that is a TransportError."""
+def connect(settings: Settings, *, create: bool = False, served: bool = False) -> Fleet:
+    """The fleet in a data folder. ``create`` makes one where there is none; else that is a TransportError.
+
+    ``served``: it is one, too, when no server runs there.
+    """
     connection = _server_of(settings)
     if connection is not None:
         name = f"the server at {settings.socket}"
         return Fleet(_Wire(lambda: _local(settings), name, {}, connection))
+    if served:
+        raise TransportError(f"no server runs in {settings.data}", reason="absent")
     if not create and not settings.shares_database and not settings.database.exists():
         raise TransportError(
             f"there is no fleet in {settings.data}",

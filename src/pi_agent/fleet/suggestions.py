@@ -13,13 +13,17 @@ KNOWN = {"name": ("name_key", "name"), "serial": ("serial", "serial"), "id": ("c
 
 
 def suggest(text: str, cursor: int) -> list[Suggestion]:
-    """At most a dozen suggestions for the word at the cursor."""
+    """At most a dozen suggestions for the word at the cursor: fields and devices, or after a colon values."""
     cursor = max(0, min(cursor, len(text)))
     word = text[:cursor].rpartition(" ")[2].lstrip("-(")
     field, colon, value = word.partition(":")
     typed = lower(value.rpartition(",")[2].strip('"'))
     known = {lower(field): _known(lower(field), typed)} if colon else {}
-    return complete(text, cursor, known)[:MOST]
+    found = complete(text, cursor, known)
+    if not colon and word:
+        names = complete(f"name:{word}", len(word) + 5, {"name": _known("name", lower(word))})
+        found += [Suggestion(cursor - len(word), cursor, f"name:{one.text}", one.help) for one in names]
+    return found[:MOST]
 
 
 def _known(field: str, typed: str) -> list[str]:

@@ -43,10 +43,14 @@ def settings_of(arguments: argparse.Namespace) -> Settings:
     return load(vars(arguments), environ, config=arguments.config)
 
 
-def fleet_of(arguments: argparse.Namespace, *, create: bool = False) -> client.Fleet:
+def fleet_of(arguments: argparse.Namespace, *, create: bool = False, served: bool = False) -> client.Fleet:
     """The fleet that a command is about: one elsewhere when it is named, else the one in the data folder."""
     url = arguments.server or ("" if arguments.data else os.environ.get(SERVER, ""))
-    return client.connect_to(url, _token(arguments)) if url else client.connect(settings_of(arguments), create=create)
+    return (
+        client.connect_to(url, _token(arguments))
+        if url
+        else client.connect(settings_of(arguments), create=create, served=served)
+    )
 
 
 def _token(arguments: argparse.Namespace) -> str:

@@ -40,7 +40,7 @@ def add_commands(commands: Any) -> None:
         "--interval", type=float, default=2.0, metavar="SECONDS", help="how often --watch looks (default 2)"
     )
     parser = command(commands, "device", "show one device and its history", device)
-    parser.add_argument("id", metavar="ID", help="its id, or a name or query that only it has")
+    parser.add_argument("id", metavar="DEVICE", help="its id, or a name or query that only it has")
     parser.add_argument("--json", action="store_true", help="as JSON")
     parser = command(commands, "export", "write the devices of a query to a file", export)
     parser.add_argument("file", type=Path, metavar="FILE", help="its name ends in .csv or .jsonl")
@@ -214,7 +214,7 @@ def suggest(arguments: argparse.Namespace) -> int:
     """Words that could stand where a query is being typed, one a line; for a shell's completion."""
     text = " ".join(arguments.words)
     try:
-        items = fleet_of(arguments).get("/suggestions", query=text, cursor=len(text))["items"]
+        items = fleet_of(arguments, served=True).get("/suggestions", query=text, cursor=len(text))["items"]
     except (ConfigError, TransportError):
         from pi_agent.query import complete  # here, and not for every list
 

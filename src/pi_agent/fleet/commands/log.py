@@ -18,7 +18,7 @@ def add_commands(commands: Any) -> None:
     """The names and options of this file's commands."""
     parser = command(commands, "audit", "what was done, by whom; 'audit verify' proves that no line was changed", audit)
     parser.add_argument(
-        "query", nargs="*", metavar="QUERY", help="such as actor:ann action:device.revoke at:1d, or verify"
+        "query", nargs="*", metavar="EVENTS", help="such as actor:ann action:device.revoke at:1d, or verify"
     )
     parser.add_argument(
         "-o", "--output", choices=("table", "json", "jsonl", "yaml", "csv"), default="table", help="how to print it"

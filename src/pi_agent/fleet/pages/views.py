@@ -6,6 +6,8 @@ from django.http import HttpRequest, HttpResponse
 from django.shortcuts import redirect
 from django.template.loader import render_to_string
 
+from pi_agent.fleet.rest.common import problem
+
 
 def home(request: HttpRequest) -> HttpResponse:
     return redirect("/devices")
@@ -23,8 +25,10 @@ ERRORS = {
 
 
 def error_page(request: HttpRequest, status: int) -> HttpResponse:
-    """Rendered without the request: Django makes these on a thread whose database connection nobody would close."""
+    """A page for people, problem details for programs."""
     title, words = ERRORS[status]
+    if request.path.startswith("/api/"):
+        return problem(status, title, hint="/api/v1/openapi.json says what there is" if status == 404 else None)
     return HttpResponse(render_to_string("error.html", {"title": title, "words": words}), status=status)
 
 
