@@ -18,12 +18,13 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pi_agent
+from pi_agent.errors import TransportError
 from pi_agent.fleet import client
 from pi_agent.fleet.settings import Settings
 
@@ -90,7 +91,7 @@ def main() -> int:
 
 def own_cluster() -> Any:
     sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests" / "issuing"))
-    import cluster
+    import cluster  # type: ignore[import-not-found]  # found by the path above
 
     if why := cluster.missing():
         sys.exit(f"error: {why}")
@@ -115,7 +116,8 @@ def served(folder: Path) -> Iterator[subprocess.Popen[bytes]]:
         process = subprocess.Popen(command, stderr=words)
         try:
             for _ in range(300):
-                if (folder / "fleet.sock").exists() and client.connect(Settings(data=folder)):
+                with suppress(TransportError):
+                    client.connect(Settings(data=folder), served=True)
                     break
                 time.sleep(0.1)
             yield process

@@ -222,7 +222,14 @@ def test_every_change_is_in_the_chain(app: Application) -> None:
     assert audit.verify() is None
 
 
-@pytest.mark.parametrize("path", ["/nothing", "/devices/a%2Fb", "/keys/https:%2F%2Fa.example"])
+@pytest.mark.parametrize("path", ["/nothing", "/devices/a/b"])
 def test_an_address_that_is_not_there_is_a_problem_too(app: Application, path: str) -> None:
     """Programs are told in JSON; found by asking for every operation with whatever comes (``test_openapi``)."""
     assert problem(get(app, path), 404)
+
+
+def test_a_method_that_an_address_does_not_have_is_a_problem_too(app: Application) -> None:
+    """It names those it has; found in the same way."""
+    reply = exchange(app, "PATCH", "/api/v1/views/a", headers={"host": "localhost"}, client=ME)
+    assert problem(reply, 405)
+    assert set(reply.headers["allow"].split(", ")) >= {"GET", "PUT", "DELETE"}
