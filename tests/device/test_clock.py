@@ -104,6 +104,24 @@ def test_tls_that_fails_because_of_the_clock_says_clock(tmp_path: Path, monkeypa
         assert "timedatectl" in str(answer["hint"])
 
 
+@pytest.mark.parametrize(
+    ("days", "words"), [(-400, "400 days ahead of"), (400, "days behind")], ids=["+400 d", "-400 d"]
+)
+def test_a_certificate_that_only_our_clock_refuses_is_the_clocks_fault(tmp_path: Path, days: int, words: str) -> None:
+    """A-07, RA-08: a possible clock that is a year off makes the certificate look expired; the status says so, and fails closed."""
+    authority = Authority(tmp_path)
+    with living(tmp_path / "pi", tls=authority.context(days=-1)) as pi:
+        pi.environment["PI_AGENT_SERVER_CA_FILE"] = str(authority.ca_file)
+        pi.answers.now = lambda channel, _: channel.sendall(reply(Date=formatdate(time.time() + days * 86400)))
+        with pi.running():
+            status = pi.state("failed")
+            assert status["failure"]["reason"] == "clock"
+            assert f"{words} what the server says, so the server's certificate" in status["sentence"]
+            assert "timedatectl" in status["failure"]["hint"]
+            assert status["failure"]["message"] in pi.log()
+            assert pi.posts() == []
+
+
 def test_status_names_a_clock_that_differs_from_the_servers(pi: Living) -> None:
     """A-07: the offset is in the status, in words and in seconds, and as a metric; the token is good all the same."""
     pi.answers.now = lambda channel, _: channel.sendall(reply(Date=formatdate(time.time() + 7260, usegmt=True)))

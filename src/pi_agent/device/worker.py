@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from pi_agent import __version__, oauth
-from pi_agent.device import clock, discovery, files, frames, identity, joining, request, rotate
+from pi_agent.device import clock, discovery, files, frames, hearsay, identity, joining, request, rotate
 from pi_agent.device.keys import KeyStore, stores
 from pi_agent.device.transport import Transport
 from pi_agent.errors import ConfigError, OAuthError, PiAgentError, TransportError
@@ -31,6 +31,7 @@ PENDING_ERROR = "authorization_pending"  # RFC 8628 section 3.5
 BUSY_ERRORS = ("slow_down", "temporarily_unavailable", "server_error")  # RFC 8628 section 3.5, RFC 6749 section 4.1.2.1
 CLOCK_ERRORS = ("invalid_grant", "invalid_client", "invalid_request", "unauthorized_client")
 POSTPONED = "the key is not rotated yet"
+DATE_WORDS = ("expired", "not yet valid")  # OpenSSL's, about a certificate
 CLOCK_HINT = "set the clock: timedatectl; sudo systemctl restart systemd-timesyncd"
 
 Fields = dict[str, str | int]
@@ -118,8 +119,8 @@ class Attempt:
             answer |= {"outcome": _outcome(error), "reason": error.error}
         elif isinstance(error, TransportError):
             answer["reason"] = error.reason
-            if error.reason == "tls" and not clock.is_plausible(time.time()):
-                answer |= {"reason": "clock", "hint": CLOCK_HINT, "message": f"the clock is wrong, so {error}"}
+            if error.reason == "tls" and (wrong := self._wrong_clock(str(error))):
+                answer |= {"reason": "clock", "hint": CLOCK_HINT, "message": f"{wrong}, so {error}"}
         if isinstance(error, OAuthError | TransportError) and error.retry_after is not None:
             answer["retry_after"] = error.retry_after
         return answer
@@ -130,6 +131,15 @@ class Attempt:
         learned: Fields = {"forget_refresh_token": "1"} if self._forgotten else {}
         learned["note"] = self._note or identity.obstacle(self._state)
         return learned | ({} if self._anchor is None else {"anchor": repr(self._anchor)})
+
+    def _wrong_clock(self, failure: str) -> str:
+        """Why TLS may have failed because of our clock, or ""."""
+        if not clock.is_plausible(time.time()):
+            return "the clock is wrong"
+        proxied, about_dates = self._settings["server_proxy"], any(word in failure for word in DATE_WORDS)
+        url = self._settings["server_token_endpoint"] or self._known.token_endpoint
+        wrong = hearsay.difference(url) if about_dates and not proxied else ""
+        return f"the clock is wrong: {wrong}" if wrong else ""
 
     def _profile_and_key(self) -> tuple[request.Profile, KeyStore]:
         known = self._known = identity.load(self._state)
