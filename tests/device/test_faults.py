@@ -6,20 +6,24 @@ token comes once the server is well (requirements RA-01 to RA-14).
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import socket
 import subprocess
+import sys
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from device.living import Living, eventually, living
+from device.living import SOURCE, Living, eventually, living
 from device.servers import Authority, Request, Script, reply, token
 from pi_agent import client, jws
-from pi_agent.errors import AgentError
+from pi_agent.errors import AgentError, TransportError
 
 
 @pytest.fixture
@@ -197,6 +201,61 @@ def test_who_asks_too_much_is_told_so(pi: Living) -> None:
                 received = (received + chunk)[-4096:]
         assert b"HTTP/1.1 429 Too Many Requests" in received
         assert b"asks more than 1000 times a second" in received
+
+
+OTHER_USER = """
+import os, sys
+sys.path.insert(0, sys.argv[1]); os.chdir(sys.argv[2])
+from pi_agent import client
+os.setgroups([]); os.setgid(1); os.setuid(1)
+print([client.get("/v1/status", runtime=".")[0] for _ in range(50)])
+"""
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
+def test_ra31_who_asks_too_much_hurts_nobody_else(pi: Living) -> None:
+    """While one user asks as fast as it can, and is told 429, another is served every time, and the refresh goes on."""
+    stop, told = threading.Event(), set()
+
+    def flood() -> None:
+        while not stop.is_set():
+            with contextlib.suppress(OSError), held_open(pi) as channel:
+                channel.settimeout(5)
+                channel.sendall(b"GET /v1/status HTTP/1.1\r\nHost: pi\r\n\r\n" * 20)
+                told.add(channel.recv(1 << 16)[9:12])
+
+    with pi.running() as agent:
+        pi.state("ok")
+        before = pi.status()["refreshes"]
+        (pi.home / "run").chmod(0o755)
+        (pi.home / "run" / "agent.sock").chmod(0o666)
+        flooders = [threading.Thread(target=flood) for _ in range(4)]
+        for thread in flooders:
+            thread.start()
+        try:
+            eventually(lambda: b"429" in told, "a refusal")
+            agent.send_signal(signal.SIGUSR1)
+            command = [sys.executable, "-c", OTHER_USER, str(SOURCE), pi.runtime]
+            done = subprocess.run(command, capture_output=True, text=True, check=True)
+            assert done.stdout == f"{[200] * 50}\n"
+            assert b"429" in told
+        finally:
+            stop.set()
+            for thread in flooders:
+                thread.join()
+        eventually(lambda: asked(pi)["refreshes"] > before, "the refresh")
+
+
+def asked(pi: Living) -> dict[str, Any]:
+    """The status, once we are let in again."""
+    return eventually(lambda: _status(pi), "an answer")
+
+
+def _status(pi: Living) -> dict[str, Any] | None:
+    try:
+        return pi.status()
+    except (AgentError, TransportError):
+        return None
 
 
 def test_sigkill_and_start_again(pi: Living) -> None:
