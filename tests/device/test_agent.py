@@ -17,7 +17,7 @@ import pytest
 
 from device.resident import Agent, Authority, Home, a_home, an_authority, is_at_work, refusal, tokens, until
 from device.servers import reply
-from pi_agent import jws
+from pi_agent import client, jws
 from pi_agent.device import frames
 
 
@@ -269,6 +269,51 @@ def test_ra09_whatever_a_worker_says_the_agent_stays(home: Home) -> None:
         assert agent.process.poll() is None, agent.said()
         assert agent.ask("/v1/token?min_valid=0")[0] == 503
     assert "Traceback" not in agent.said()
+
+
+OURS = {
+    *(
+        "agent",
+        "alarm",
+        "allow",
+        "api",
+        "children",
+        "clock",
+        "doors",
+        "entrance",
+        "frames",
+        "journal",
+        "local",
+        "metrics",
+    ),
+    *("network", "outlets", "schedule", "sinks", "systemd", "tokens"),
+}
+DEAR = {
+    *("ssl", "asyncio", "requests", "urllib3", "oauthlib", "cryptography", "jwt", "logging", "argparse", "dataclasses"),
+    *("tomllib", "typing", "json", "re", "enum", "socket", "selectors", "subprocess", "pathlib", "threading", "signal"),
+    *("ctypes", "_ctypes", "datetime", "collections", "functools", "contextlib", "email", "http", "urllib", "hashlib"),
+}
+
+
+def test_the_resident_is_made_of_these_modules(home: Home) -> None:
+    """After a life with everything in it (a token, a refusal, figures, new settings) nothing dear was imported."""
+    listed = home.folder / "modules"
+    at_exit = f"import atexit, sys; atexit.register(lambda: open({str(listed)!r}, 'w').write('\\n'.join(sys.modules)))"
+    token_file = str(home.folder / "token")
+    with home.start(home.fields() | {"token_file": token_file}, first=at_exit) as agent:
+        assert until(agent.token)
+        for target in ("/v1/token?audience=x", "/v1/board", "/nothing", "/v1/token?min_valid=x"):
+            agent.ask(target)
+        client.get("/metrics", runtime=str(home.runtime))
+        agent.process.send_signal(signal.SIGHUP)
+        until(lambda: "the settings" in agent.said())
+        agent.process.send_signal(signal.SIGTERM)
+        assert agent.process.wait(10) == 0
+    modules = set(listed.read_text().split())
+    assert {name for name in modules if name.startswith("pi_agent.device.")} == {
+        f"pi_agent.device.{name}" for name in OURS
+    }
+    assert not modules & DEAR
 
 
 # Ends and beginnings
