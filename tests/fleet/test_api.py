@@ -149,9 +149,10 @@ def test_a_change_of_more_than_expected_changes_nothing(app: Application) -> Non
 
 
 def test_a_dry_run_changes_nothing(app: Application, pi: Pi) -> None:
-    """It says which devices would change."""
+    """It says which devices would change, as they are now, and what they would become."""
     answer = post(app, "/devices/revoke", {"query": "id:*", "dry_run": True}).json
-    assert [device["id"] for device in answer["changed"]] == [pi.client_id]
+    assert [(device["id"], device["status"]) for device in answer["changed"]] == [(pi.client_id, "approved")]
+    assert answer["status"] == "revoked"
     assert Device.objects.get().status == "approved"
 
 
@@ -233,3 +234,9 @@ def test_a_method_that_an_address_does_not_have_is_a_problem_too(app: Applicatio
     reply = exchange(app, "PATCH", "/api/v1/views/a", headers={"host": "localhost"}, client=ME)
     assert problem(reply, 405)
     assert set(reply.headers["allow"].split(", ")) >= {"GET", "PUT", "DELETE"}
+
+
+@pytest.mark.parametrize("path", ["/devices/\0", "/views/\0", "/suggestions?query=name:%00", "/devices?query=%00"])
+def test_m08_a_nul_is_refused_before_the_database_is(app: Application, path: str) -> None:
+    """PostgreSQL takes none in a text: found by asking for every operation there, where it was a 503."""
+    assert problem(get(app, path), 400)

@@ -248,3 +248,17 @@ def test_d07_no_cell_is_a_formula(text: str) -> None:
     """A spreadsheet takes it for text."""
     (cell,) = next(csv.reader([output.csv_text([text])]))
     assert not cell.startswith(("=", "+", "-", "@", "\t", "\r"))
+
+
+def test_a_fleet_that_is_not_there_is_how_to_begin(tmp_path: Path) -> None:
+    """Both ways to one, as they can be typed here: without --data where that is the folder that is looked in anyway."""
+    absent = run("devices", env={"PI_FLEET_DATA": str(tmp_path / "none")})
+    assert absent.returncode == 5
+    assert "hint: pi-fleet serve begins one, pi-fleet simulate 200 makes one" in absent.stderr
+    assert f"pi-fleet --data {tmp_path / 'none'} serve" in run("--data", str(tmp_path / "none"), "devices").stderr
+
+
+def test_a_mistake_is_corrected_once(live: LiveFleet) -> None:
+    """The better query is named, and not twice."""
+    assert live.cli("devices", "modle:2b").stderr.count("model:2b") == 1
+    assert live.cli("devices", "auth:>30d").stderr.count("auth:older:30d") == 1

@@ -20,12 +20,13 @@ from hypothesis import strategies as st
 
 from fleet.live import LiveFleet
 from fleet.support import Reply
+from issuing.cluster import Cluster, missing
 from pi_agent.fleet.api import api
 from pi_agent.fleet.wire import LocalConnection
 
 DOCUMENT: dict[str, Any] = json.loads(json.dumps(api.get_openapi_schema()))
 OPERATIONS = [(method.upper(), path) for path, methods in DOCUMENT["paths"].items() for method in methods]
-EXAMPLES = 40
+EXAMPLES = 25
 # Words that mean something here, so that more than the first check of a route is reached.
 TELLING = (
     "model:2b", "auth:1d", "-tag:lab", "serial:*", 'name:"', "(", "@view", "view", "device", "https://a.example", "now",
@@ -39,16 +40,29 @@ anything = (
 )  # fmt: skip
 
 
-@pytest.fixture(scope="module")
-def live() -> Iterator[LiveFleet]:
-    """A server with two devices; in memory where that can be, since a thousand changes wait for the disk otherwise."""
+@pytest.fixture(scope="module", params=["sqlite", "postgresql"])
+def live(request: pytest.FixtureRequest) -> Iterator[LiveFleet]:
+    """A server with two devices, on each database; SQLite in memory where that can be, since a thousand changes wait for
+    the disk otherwise.
+    """
     memory = Path("/dev/shm")  # a folder of our own is made in it
-    with tempfile.TemporaryDirectory(prefix="fleet-", dir=memory if memory.is_dir() else None) as folder:
-        fleet = LiveFleet(Path(folder) / "data")
+    with contextlib.ExitStack() as stack:
+        folder = tempfile.TemporaryDirectory(prefix="fleet-", dir=memory if memory.is_dir() else None)
+        data = Path(stack.enter_context(folder)) / "data"
+        options = ["--database", _database(stack)] if request.param == "postgresql" else []
+        fleet = LiveFleet(data, *options)
+        stack.callback(fleet.stop)
         fleet.enroll()
         fleet.enroll(approved=False, board=None)
         yield fleet
-        fleet.stop()
+
+
+def _database(stack: contextlib.ExitStack) -> str:
+    if why := missing():
+        pytest.skip(why)
+    cluster = Cluster()
+    stack.callback(cluster.close)
+    return cluster.database()
 
 
 def of_schema(schema: dict[str, Any]) -> st.SearchStrategy[Any]:

@@ -7,7 +7,7 @@ for admins. Errors are problem details (RFC 9457).
 
 from __future__ import annotations
 
-from django.db import DatabaseError
+from django.db import DatabaseError, DataError
 from django.http import HttpRequest, HttpResponse
 from ninja import NinjaAPI
 from ninja.errors import AuthenticationError, HttpError, ValidationError
@@ -45,6 +45,12 @@ def _on_error(request: HttpRequest, error: PiAgentError) -> HttpResponse:
     status = next((status for kind, status in STATUSES if isinstance(error, kind)), 500)
     where = {"position": error.position, "suggestion": error.suggestion} if isinstance(error, QueryError) else {}
     return problem(status, str(error), hint=error.hint, **where)
+
+
+@api.exception_handler(DataError)
+def _on_data(request: HttpRequest, error: DataError) -> HttpResponse:
+    """What PostgreSQL does not take, such as a NUL in a text; SQLite would, and finds nothing."""
+    return problem(400, "that is no value that the registry can hold")
 
 
 @api.exception_handler(DatabaseError)

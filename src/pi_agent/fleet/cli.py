@@ -80,7 +80,7 @@ def _complain(error: PiAgentError) -> None:
     say(f"error: {error}")
     if error.hint:
         say(f"hint: {error.hint}")
-    if isinstance(error, QueryError) and error.suggestion:
+    if isinstance(error, QueryError) and error.suggestion and error.suggestion not in (error.hint or ""):
         say(f"try: {error.suggestion}")
 
 

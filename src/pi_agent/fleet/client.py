@@ -15,7 +15,7 @@ from typing import Any, Protocol
 from urllib.parse import quote, urlencode, urlsplit
 
 from pi_agent.errors import ConfigError, ConflictError, PiAgentError, QueryError, TransportError, UnknownDeviceError
-from pi_agent.fleet.settings import Settings
+from pi_agent.fleet.settings import Settings, default_data
 from pi_agent.fleet.wire import LocalConnection
 
 SECONDS = 60
@@ -119,7 +119,8 @@ def connect(settings: Settings, *, create: bool = False, served: bool = False) -
         raise TransportError(
             f"there is no fleet in {settings.data}",
             reason="absent",
-            hint=f"pi-fleet --data {settings.data} serve, or name another folder with --data",
+            hint=f"{command(settings)} serve begins one, {command(settings)} simulate 200 makes one to look at; or name "
+            "another folder with --data",
         )
     return Fleet(_in_process(settings))
 
@@ -202,6 +203,11 @@ class _Wire:
         unreached = isinstance(error, ConnectionRefusedError) or type(error).__name__ == "gaierror"
         words = getattr(error, "strerror", None) or type(error).__name__
         return TransportError(f"{self.name} did not answer: {words}", reason="refused" if unreached else "answer")
+
+
+def command(settings: Settings) -> str:
+    """What to type for the fleet of these settings."""
+    return "pi-fleet" if settings.data == default_data(os.environ) else f"pi-fleet --data {settings.data}"
 
 
 def _local(settings: Settings) -> LocalConnection:

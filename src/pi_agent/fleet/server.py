@@ -27,6 +27,7 @@ import uvicorn
 from pi_agent.errors import ConfigError
 from pi_agent.fleet import folder, logs
 from pi_agent.fleet import settings as fleet_settings
+from pi_agent.fleet.client import command
 from pi_agent.fleet.protocol import Protocol
 from pi_agent.fleet.settings import Settings
 from pi_agent.fleet.sources import networks
@@ -185,7 +186,7 @@ pi-fleet is listening on {"https" if settings.tls_cert else "http"}://{settings.
   data folder   {settings.data}
   sign in       {link}  (works once, for 15 minutes)
   first device  {fleet_settings.setup_command(settings.issuer)}
-  then          pi-fleet --data {settings.data} devices status:pending"""
+  then          {command(settings)} devices status:pending"""
 
 
 def listen(settings: Settings) -> socket.socket:

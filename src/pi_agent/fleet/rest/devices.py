@@ -181,7 +181,7 @@ def _chosen(request: HttpRequest, body: ChangeRequest) -> Chosen:
 
 
 def _answer(change: Change, *, dry_run: bool = False) -> dict[str, Any]:
-    status = {} if change.target in (changes.TAGGED, changes.ROTATION) else {"status": change.target}
+    status = {} if dry_run or change.target in (changes.TAGGED, changes.ROTATION) else {"status": change.target}
     return {
         "schema": "pi-fleet.change/1",
         "meaning": change.meaning,
