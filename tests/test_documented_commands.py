@@ -33,7 +33,10 @@ NAMES: list[tuple[str, Callable[[Town], str]]] = [
     (r"https://fleet\.example(?:\.org)?", lambda town: town.issuer),
     (r"https://api\.example|http://127\.0\.0\.1:36361", lambda town: town.api),
     (r"/run/pi-agent/agent\.sock", lambda town: f"{town.home}/kitchen/runtime/agent.sock"),
-    (r"serve --bind 0\.0\.0\.0:8443|serve$", lambda town: f"--data {town.home}/another serve --bind 127.0.0.1:0"),
+    (
+        r"serve --bind 0\.0\.0\.0:8443( --tls-\w+ \S+)*|serve$",
+        lambda town: f"--data {town.home}/another serve --bind 127.0.0.1:0",
+    ),
     (r"pi-agent board(?= --record|$)", lambda town: f"pi-agent board --root {town.home}/kitchen/root"),
     (r"XN1Z-P14Z", Town.code),
     (r"pfo_1a2b3c4d", Town.operator_token_id),
