@@ -105,6 +105,23 @@ def _turns(world: World, begun: float, halves: tuple[Any, Any]) -> Iterator[tupl
         yield moment, halves[number]
 
 
+def copies_that_hide(world: World, copies: int) -> str:
+    """A changed agent names a new boot at every request, and asks every 50 seconds, so that no boot is a minute old."""
+    missed = 0
+    for _ in range(copies):
+        board = world.board()
+        copy = world.copy(board)
+        for _ in range(2):
+            end = world.clock.now + PERIOD * world.chance.uniform(0.9, 1.1)
+            while world.clock.now < end:
+                copy.boot()
+                copy.refresh()
+                world.clock.now += 50
+            board.refresh()
+        missed += not world.alarmed(board)
+    return verdict(missed == 0, f"{copies - missed} of {copies} copies that make boots up noticed within two periods")
+
+
 def copies_on_other_boards(world: World, copies: int) -> str:
     """Card copied into another board: nothing is ever asked for, and the original goes on."""
     leaked = disturbed = 0
@@ -271,6 +288,7 @@ def main() -> int:
     begun = time.monotonic()
     scenes: list[Callable[[World], str]] = [
         lambda world: copies_on_the_same_board(world, args.copies),
+        lambda world: copies_that_hide(world, args.copies // 10),
         lambda world: copies_on_other_boards(world, args.copies),
         lambda world: reboots(world, args.reboots),
         lambda world: lost_answers(world, args.rounds),
