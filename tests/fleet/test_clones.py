@@ -168,6 +168,23 @@ def test_f08_a_flood_of_made_up_boots_does_not_make_the_true_one_forgotten(make:
     assert DeviceBoot.objects.count() <= 21
 
 
+def test_whoever_has_the_key_cannot_fill_the_log(make: Make, tmp_path: Path) -> None:
+    """F-10: alarms of every kind in turn, a hundred times in an hour: one line of each, and one more after a release."""
+    board = make()
+    copy, unnamed = board.copy(tmp_path / "copy"), board.copy(tmp_path / "unnamed")
+    copy.serial = "00000000c0ffee02"
+    identity.store(copy.state, replace(identity.load(copy.state), serial=copy.serial))
+    (unnamed.home / "root/proc/sys/kernel/random/boot_id").unlink()
+    kinds = ("device.board-changed", "device.boot-unnamed")
+    for _ in range(50):
+        assert {copy.refresh()["outcome"], unnamed.refresh()["outcome"]} == {"refused"}
+        tick(board, 30)
+    assert [events(kind) for kind in kinds] == [1, 1]
+    Device.objects.update(flag="")
+    copy.refresh()
+    assert events("device.board-changed") == 2
+
+
 def test_leaving_the_boot_out_is_no_way_around(make: Make, tmp_path: Path) -> None:
     """A device that has ever named its boot goes on naming it; a copy that does not is refused, and noted once."""
     board = make()

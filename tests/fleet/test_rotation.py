@@ -314,6 +314,19 @@ def test_f01_the_statements_are_about_this_key_and_this_moment(make: Make, chang
     assert DeviceKey.objects.count() == 1
 
 
+def test_a_device_cannot_fill_the_registry_with_keys(make: Make) -> None:
+    """B-29: a device signs in so many new keys an hour and no more; its own key goes on, and an hour later the next is taken."""
+    board = enrolled(make())
+    for number in range(rotation.MOST_AN_HOUR):
+        new = stores.load_or_create(f"file:key-{number}.pem", board.state)
+        answer = _ask(board, statements(board, new=new))
+    assert (answer["status"], answer["error"]) == (429, "slow_down")
+    assert DeviceKey.objects.count() == rotation.MOST_AN_HOUR
+    assert board.refresh()["outcome"] == "token"
+    board.network.clock.now += rotation.HOUR
+    assert _ask(board, statements(board))["status"] == 200
+
+
 @pytest.mark.parametrize("status", ["pending", "quarantined", "revoked", "rejected"])
 def test_only_an_approved_device_rotates(make: Make, status: str) -> None:
     """A key of a device that gets no tokens signs no other key in."""

@@ -26,7 +26,7 @@ from django.db.models import F
 from pi_agent.assertion import SKEW, VerifiedAssertion
 from pi_agent.errors import OAuthError
 from pi_agent.fleet import audit
-from pi_agent.fleet.models import Device, DeviceBoot, DeviceKey
+from pi_agent.fleet.models import AuditEvent, Device, DeviceBoot, DeviceKey
 
 KEEP = 90 * 86400
 KEEP_BOOTS = 1000
@@ -110,11 +110,12 @@ def retired_key(client_id: str, kid: str, *, source: str, now: int) -> OAuthErro
 def _alarm(
     device: Device, action: str, words: str, detail: dict[str, object], *, source: str, now: int, policy: str
 ) -> OAuthError | None:
-    """Mark the device, at most one audit line an hour; by policy, hold it."""
+    """Mark the device, by policy hold it. An audit line of each kind an hour, and one more once somebody has looked:
+    whoever has the key can set alarms off in turn, and must not fill the log."""
     sides = (f"{name} {side['source']}" for name, side in detail.items() if isinstance(side, dict) and "source" in side)
     detail = {"why": ", ".join((words, *sides)), **detail}
     holds = policy == "quarantine" and device.status == "approved"
-    if holds or device.clone_at is None or device.clone_at <= now - HOUR or device.flag != words:
+    if holds or not device.flag or not _said_lately(device.client_id, action, now):
         _record(action, device.client_id, source, now, detail | {"policy": policy})
         Device.objects.filter(pk=device.pk).update(clone_at=now, flag=words)
     if holds:
@@ -157,10 +158,13 @@ def _remember(device: Device, past: Past, now: int) -> None:
 
 
 def _report_unnamed(verified: VerifiedAssertion, source: str, now: int) -> None:
-    """Once in a row: a device that keeps on is seen by its last refusal."""
-    known = Device.objects.filter(client_id=verified.issuer, refused_reason=UNNAMED, refused_at__gt=now - HOUR)
-    if not known.exists():
+    """Once an hour: a device that keeps on is seen by its last refusal."""
+    if not _said_lately(verified.issuer, "device.boot-unnamed", now):
         _record("device.boot-unnamed", verified.issuer, source, now, {"jti": verified.jti})
+
+
+def _said_lately(client_id: str, action: str, now: int) -> bool:
+    return AuditEvent.objects.filter(device=client_id, action=action, at__gt=now - HOUR).exists()
 
 
 def _record(action: str, client_id: str, source: str, now: int, detail: Mapping[str, object]) -> None:

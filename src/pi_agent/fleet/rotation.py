@@ -30,6 +30,7 @@ from pi_agent.jwk import PublicKey, load_jwk
 from pi_agent.jws import UnverifiedToken
 
 OVERLAP = 30 * 86400
+HOUR, MOST_AN_HOUR = 3600, 20  # new keys of one device: more are a fault, or somebody who fills the registry
 MAX_REQUEST = 16 * 1024
 KEY_UNUSABLE = "invalid_client_metadata"  # RFC 7591 section 3.2.2, as at enrollment: it is the new key that will not do
 REFUSED = "the old key's signature is not good, or it is no key of this device"
@@ -134,6 +135,8 @@ def _sign_in(
     if known is not None:
         DeviceKey.objects.filter(pk=known.pk).update(pending_until=until)
         return until, None
+    if DeviceKey.objects.filter(device=device, created_at__gt=now - HOUR).count() >= MOST_AN_HOUR:
+        return None, OAuthError("slow_down", "too many new keys in an hour", status=429, retry_after=HOUR)
     DeviceKey.objects.create(
         device=device,
         kid=key.kid,
