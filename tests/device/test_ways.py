@@ -116,7 +116,7 @@ def test_exec_gives_the_token_and_takes_the_exit_code(pi: Living) -> None:
 
 def test_exec_restarts_its_program_with_the_new_token(pi: Living) -> None:
     """When the token has been refreshed the program is ended and started again with the new one."""
-    pi.answers.now = numbered(life=4)
+    pi.answers.now = numbered(life=10)
     seen = pi.home / "seen"
     script = f"import os, time; open({str(seen)!r}, 'a').write(os.environ['PI_AGENT_TOKEN'] + chr(10)); time.sleep(30)"
     with pi.running():
