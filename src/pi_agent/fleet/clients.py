@@ -17,11 +17,11 @@ from dataclasses import dataclass
 from urllib.parse import unquote_plus
 
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
-from django.db import connection
 
 from pi_agent import assertion, jws
 from pi_agent.assertion import Kind, VerifiedAssertion
 from pi_agent.errors import InvalidAssertionError, MalformedTokenError, OAuthError
+from pi_agent.fleet import ledger
 from pi_agent.fleet.models import ResourceServer
 from pi_agent.fleet.web import Request
 from pi_agent.jwk import PublicKey, load_jwk, public_key
@@ -81,12 +81,8 @@ def _find_key(client_id: str, kid: str | None, alg: str) -> PublicKey:
     known = _remembered.get((client_id, kid, alg))
     if known is not None:
         return known
-    with connection.cursor() as cursor:
-        if kid is None:
-            cursor.execute(FIND_KEYS, [client_id, alg])
-        else:
-            cursor.execute(FIND_KEY, [client_id, alg, kid])
-        rows = cursor.fetchmany(2)
+    named = (client_id, alg) if kid is None else (client_id, alg, kid)
+    rows = ledger.look_up(FIND_KEYS if kid is None else FIND_KEY, named)
     if len(rows) != 1:
         return NOBODY[alg]
     if len(_remembered) >= MAX_REMEMBERED:

@@ -7,6 +7,7 @@ seconds, and a schema is only ever changed forward, by one process at a time, in
 from __future__ import annotations
 
 import logging
+import time
 import zlib
 from typing import Any
 
@@ -18,6 +19,7 @@ log = logging.getLogger("pi_agent.fleet")
 
 POSTGRES_EXTRA = "pip install 'pi-identity-agent[fleet,postgres]'"
 POOL_SIZE = 16
+SHARE = 4  # how much longer a chore waits than it works
 CONNECT_SECONDS = 3
 LOCK_MS, STATEMENT_MS, IDLE_MS = 4_000, 30_000, 60_000
 
@@ -91,6 +93,14 @@ def give_up(error: Exception) -> None:
     connection.close()
     counters.count("pi_fleet_database_errors_total", type(error).__name__)
     log.warning("the database failed: %s", reason(error))
+
+
+def give_way(since: float) -> None:
+    """Between two small transactions of a long chore, the first begun at ``since`` (monotonic): let requests write.
+
+    A writer that finds SQLite locked looks again only after a while, so the lock has to be free most of the time.
+    """
+    time.sleep(SHARE * (time.monotonic() - since))
 
 
 def release() -> None:

@@ -25,6 +25,7 @@ PURGE_SECONDS = 10
 RHYTHM_SECONDS = 30
 CHECKPOINT_SECONDS = 1
 ROTATE_SECONDS = 600
+TURN_SECONDS = 1.0  # the others wait meanwhile, and so does the end
 MAX_LOG_PAGES = 32_000  # 128 MB: then the log is begun anew, for which a request may wait a moment
 
 log = logging.getLogger("pi_agent.fleet")
@@ -32,7 +33,7 @@ log = logging.getLogger("pi_agent.fleet")
 
 @dataclass(slots=True)
 class Chore:
-    """``work(now)`` every ``seconds``; ``due`` is the next time by the monotonic clock."""
+    """``work(now)`` every ``seconds``, and again at once when it says that there is more; ``due`` is by the monotonic clock."""
 
     name: str
     seconds: float
@@ -76,7 +77,9 @@ class Housekeeper:
                 for chore in self.chores:
                     if not self.ended.is_set() and time.monotonic() >= chore.due:
                         chore.due = time.monotonic() + chore.seconds
-                        attempt(chore)
+                        if attempt(chore):
+                            chore.due = 0.0
+                            self.woken.set()
                 self.woken.wait(1.0)
                 self.woken.clear()
         finally:
@@ -93,9 +96,10 @@ class Housekeeper:
             audit.record([event], actor=Actor("pi-fleet serve", "housekeeper"), now=now)
 
 
-def attempt(chore: Chore) -> None:
+def attempt(chore: Chore) -> object:
+    """What the chore has said; nothing when it failed."""
     try:
-        chore.work(int(time.time()))
+        return chore.work(int(time.time()))
     except DatabaseError as error:
         connection.close()
         log.warning("%s failed: %s", chore.name, database.reason(error))
@@ -105,13 +109,18 @@ def attempt(chore: Chore) -> None:
         log.error("%s failed with %s; this is a bug in pi-fleet", chore.name, type(error).__name__, exc_info=error)
     finally:
         database.release()
+    return None
 
 
-def purge(now: int) -> None:
-    """Forget used assertions and revoked tokens that are over, in small steps, so that no request waits long for one."""
-    while ledger.purge(now) == ledger.PURGE_ROWS:
-        time.sleep(0.01)  # others want to write, too
-    RevokedToken.objects.filter(expires_at__lt=now - ledger.KEEP_USED).delete()
+def purge(now: int) -> bool:
+    """Forget used assertions and revoked tokens that are over, for a moment, in small steps; whether there are more."""
+    end = time.monotonic() + TURN_SECONDS
+    while (begun := time.monotonic()) < end:
+        if ledger.purge(now) < ledger.PURGE_ROWS:
+            RevokedToken.objects.filter(expires_at__lt=now - ledger.KEEP_USED).delete()
+            return False
+        database.give_way(begun)
+    return True
 
 
 def checkpoint(now: int) -> None:

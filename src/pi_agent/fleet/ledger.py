@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from typing import Any, NamedTuple
 
 from django.db import connection, transaction
@@ -21,7 +22,7 @@ from pi_agent.fleet.devicekeys import KeyState
 
 KEEP_USED = MAX_LIFETIME + 600  # longer than an assertion can live, also when this clock is set back a little
 UNUSABLE_SECONDS = 60
-PURGE_ROWS = 1000
+PURGE_ROWS = 500
 
 _DEVICE = f"""
     SELECT d.client_id, k.kid, d.status, d.scopes, {", ".join("d." + name for name in BOARD_CLAIMS)},
@@ -101,7 +102,18 @@ class Issued:
 def entry() -> Iterator[Ledger]:
     """A ledger in a transaction of its own. What goes wrong is Django's DatabaseError, and then nothing is written."""
     with transaction.atomic(), connection.wrap_database_errors:
-        yield PostgresLedger() if connection.vendor == "postgresql" else Ledger()
+        yield _ledger()
+
+
+def look_up(statement: str, values: Sequence[Any]) -> list[tuple[Any, ...]]:
+    """The rows of a question, outside of a transaction. What goes wrong is Django's DatabaseError."""
+    connection.ensure_connection()
+    with connection.wrap_database_errors:
+        return list(_ledger().run(statement, values).fetchall())
+
+
+def _ledger() -> Ledger:
+    return PostgresLedger() if connection.vendor == "postgresql" else Ledger()
 
 
 class Ledger:
@@ -112,7 +124,7 @@ class Ledger:
         self.cursor: Any = connection.connection.cursor()
 
     def run(self, statement: str, values: Sequence[Any]) -> Any:
-        return self.cursor.execute(_LITE[statement], values)
+        return self.cursor.execute(_lite(statement), values)
 
     def spend(self, assertions: Sequence[VerifiedAssertion]) -> list[bool]:
         """Use assertions up; False for one that was used before (RFC 7523 section 3 item 7). One insert decides, also in a race."""
@@ -198,8 +210,7 @@ def _device(row: tuple[Any, ...]) -> DeviceRow:
     return DeviceRow(row[2], row[3], board, Past(*row[boots:keys]), KeyState(*row[keys:-1]))
 
 
-# The same statements with the placeholders of Python's sqlite3.
-_LITE = {
-    text: text.replace("%s", "?")
-    for text in (SPEND, UNSPEND, READ, READ_RULES, NOTE_ISSUED, NOTE_REFUSED, NOTE_SEEN, NOTE_UNUSABLE)
-}
+@cache
+def _lite(statement: str) -> str:
+    """The statement with the placeholders of Python's sqlite3."""
+    return statement.replace("%s", "?")

@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from django.db import connection, transaction
 from django.db.models import F, Q
 
+from pi_agent.fleet import database
 from pi_agent.fleet.models import Device
 
 MIN_GAP = 60
@@ -26,7 +27,6 @@ SLACK = 60
 MAX_STRETCH = 8
 LOOK_BACK = 900
 BATCH = 200
-PAUSE = 0.01
 
 READ = ("pk", "auth_at", "rhythm_at", "rhythm", "rhythm_spread", "due_at")
 KEEP = """
@@ -65,13 +65,14 @@ def keep(now: int, *, since: int | None = None) -> int:
     """
     since = now - LOOK_BACK if since is None else since
     fresh = Q(rhythm_at=None) | Q(rhythm_at__lt=F("auth_at"))
-    rows = Device.objects.filter(fresh, auth_at__gte=since).order_by("pk")
-    seen = last = 0
-    while batch := list(rows.filter(pk__gt=last).values_list(*READ)[:BATCH]):
+    rows, seen, done, begun = Device.objects.filter(fresh).order_by("auth_at", "pk"), 0, Q(), time.monotonic()
+    while batch := list(rows.filter(done, auth_at__gte=since).values_list(*READ)[:BATCH]):
         with transaction.atomic(), connection.cursor() as cursor:
             cursor.executemany(KEEP, [(*_kept(*known), pk, known[0]) for pk, *known in batch])
-        seen, last = seen + len(batch), batch[-1][0]
-        time.sleep(PAUSE)
+        seen, last, since = seen + len(batch), batch[-1][0], batch[-1][1]
+        done = Q(auth_at__gt=since) | Q(pk__gt=last)
+        database.give_way(begun)
+        begun = time.monotonic()
     return seen
 
 
