@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import sqlite3
 import subprocess
 import time
@@ -14,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from fleet.conftest import SETTINGS
-from fleet.live import LiveFleet, run
+from fleet.live import CLEAN, COMMAND, LiveFleet, run
 from fleet.support import Pi, Reply, ask, exchange
 from issuing.cluster import Cluster, missing
 from issuing.conftest import start
@@ -201,6 +202,40 @@ def test_rs14_an_older_server_refuses_a_newer_database(tmp_path: Path, database:
     )
     assert done.returncode == 2
     assert "newer pi-fleet (9999_future)" in done.stderr and "hint:" in done.stderr
+
+
+@pytest.mark.parametrize("done", [0, 8, 15])
+def test_rs14_a_migration_that_was_killed_is_gone_on_with(tmp_path: Path, database: str, done: int) -> None:
+    """kill -9 when so many migrations are in: the next start does the rest, and the fleet works."""
+    data = tmp_path / "data"
+    env = CLEAN | ({"PI_FLEET_DATABASE_URL": database} if database else {})
+    process = subprocess.Popen([*COMMAND, "--data", str(data), "migrate"], env=env, stderr=subprocess.DEVNULL)
+    while process.poll() is None and migrated(data, database) < done:
+        time.sleep(0.002)
+    process.kill()
+    assert process.wait() == -signal.SIGKILL
+    server = start(data, database)
+    try:
+        assert server.ask(server.enroll().form()).status == 200
+        assert server.cli("audit", "verify").returncode == 0
+    finally:
+        server.stop()
+
+
+def migrated(data: Path, database: str) -> int:
+    """How many migrations are in."""
+    psycopg = pytest.importorskip("psycopg")
+    question = "SELECT count(*) FROM django_migrations"
+    try:
+        if database:
+            with psycopg.connect(database, autocommit=True) as connection:
+                row = connection.execute(question).fetchone()
+        else:
+            with closing(sqlite3.connect(f"file:{data / 'fleet.sqlite3'}?mode=ro", uri=True)) as lite:
+                row = lite.execute(question).fetchone()
+    except (sqlite3.Error, psycopg.Error):  # there is no file, no table yet, or it is locked
+        return 0
+    return int(row[0]) if row else 0
 
 
 def test_servers_that_start_together_migrate_once(tmp_path: Path, cluster: Cluster) -> None:
