@@ -52,8 +52,12 @@ class Seat:
 
 @pytest.fixture
 def fleet(live: LiveFleet) -> Iterator[LiveFleet]:
-    """A simulated fleet, and one real device that waits."""
-    assert live.cli("simulate", "240").returncode == 0
+    """A simulated fleet, one real device that waits, and something of everything that the pages list."""
+    for command in (
+        "simulate 240", "operator set ann approver", "token make ann --note nightly", "enrollment-token --uses 3",
+        "webhook add https://hooks.example/pi",
+    ):  # fmt: skip
+        assert live.cli(*command.split()).returncode == 0
     live.enroll(approved=False)
     yield live
 

@@ -252,3 +252,12 @@ def test_d08_pages_need_nothing_from_elsewhere(browser: Browser, pi: Pi) -> None
 def test_the_first_page_of_an_empty_fleet_helps(browser: Browser) -> None:
     """It shows the command for the first device."""
     assert "sudo pi-agent setup https://fleet.test" in browser.get("/devices").body.decode()
+
+
+def test_an_audit_line_says_what_was_made_and_until_when(browser: Browser, app: Application) -> None:
+    """``webhook: add`` and not only ``add``; a time as people read it, and a flag as yes."""
+    local = {"host": "localhost", "content-type": "application/json"}
+    made = exchange(app, "POST", "/api/v1/enrollment-tokens", b'{"ttl": 3600}', local, ("uid", os.geteuid()))
+    page = browser.get("/audit").body.decode()
+    assert "enrollment token: create" in page.lower()
+    assert f"expires: <bdi>{made.json['expires'][:16].replace('T', ' ')} UTC</bdi>" in page

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import http.client
 import os
+import re
 import shutil
 import signal
 import socket
@@ -254,6 +255,30 @@ def test_without_the_extra_the_command_to_install_is_named(tmp_path: Path) -> No
     assert refused.returncode == 2
     assert "pip install 'pi-identity-agent[fleet]'" in refused.stderr
     assert "Traceback" not in refused.stderr
+
+
+@pytest.mark.parametrize(
+    "path",
+    ["/debug", "/__debug__/", "/admin/", "/api/v1/../../secret", "/static/%2e%2e/views.py", "//devices", "/.git/config",
+     "/fleet.sqlite3", "/api/v1/docs", "/%00", "/devices%2f..%2fsettings", "/oauth/token/", "/OAUTH/token"],
+)  # fmt: skip
+def test_d15_odd_paths_lead_nowhere(live: LiveFleet, path: str) -> None:
+    """Nothing to debug with, no file, no other door to an endpoint; and no answer tells how the server is built."""
+    reply = live.request("GET", path)
+    assert reply.status in (400, 404)
+    assert not re.search(rb"Traceback|django|/src/|\.py\b", reply.body)
+
+
+def test_d15_one_port_on_loopback_is_open(live: LiveFleet) -> None:
+    """Unless it is told otherwise, and for everything: devices, pages and REST."""
+    sockets = {str(fd.readlink()) for fd in Path(f"/proc/{live.process.pid}/fd").iterdir() if fd.is_symlink()}
+    listening = []
+    for table in ("tcp", "tcp6"):
+        for line in Path(f"/proc/net/{table}").read_text().splitlines()[1:]:
+            _, local, _, state, *_ = fields = line.split()
+            if state == "0A" and f"socket:[{fields[9]}]" in sockets:
+                listening.append(local)
+    assert listening == [f"0100007F:{live.port:04X}"]
 
 
 def test_the_command_is_there() -> None:

@@ -25,6 +25,8 @@ FACTS = (
     ("Key kept in", "key"),
     ("Scopes", "scope"),
 )
+SECONDS = ("expires", "signs_from")  # members of audit lines that are times
+UTC_TEXT = "%Y-%m-%d %H:%M UTC"
 KEPT_IN = {"file": "a file", "firmware-otp": "the firmware's one-time memory", "tpm": "a TPM"}
 
 
@@ -59,7 +61,7 @@ def cell(name: str, row: Mapping[str, Any], now: int) -> dict[str, Any]:
 
 def until(seconds: int) -> str:
     """A time to come."""
-    return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%d %H:%M UTC")
+    return datetime.fromtimestamp(seconds, UTC).strftime(UTC_TEXT)
 
 
 def facts(device: Mapping[str, Any]) -> list[tuple[str, str]]:
@@ -82,16 +84,30 @@ def event(entry: Mapping[str, Any], now: int) -> dict[str, Any]:
     detail = {name: value for name, value in entry["detail"].items() if value not in ("", None, [])}
     return {
         "at": moment(entry["at"], now),
-        "action": entry["action"].rpartition(".")[2].replace("-", " "),
+        "action": _deed(entry["action"]),
         "refused": entry["result"] == "refused",
         "result": entry["result"],
         "actor": plain(entry["actor"]),
         "source": plain(entry["source"]),
-        "detail": [(plain(name), plain(_words(value))) for name, value in detail.items()],
+        "detail": [(plain(name), plain(_words(_when(name, value)))) for name, value in detail.items()],
     }
 
 
+def _deed(action: str) -> str:
+    """``approve``, since a device is what most lines are about; ``webhook: add`` for those that are about something else."""
+    what, _, verb = action.replace("-", " ").rpartition(".")
+    return verb if what in ("", "device") or verb == "sign in" else f"{what}: {verb}"
+
+
+def _when(name: str, value: object) -> object:
+    """A member whose name says that it is a time as one that people read."""
+    known = name in SECONDS and type(value) is int
+    return datetime.fromtimestamp(value, UTC).strftime(UTC_TEXT) if known else value  # type: ignore[arg-type]  # as seen
+
+
 def _words(value: object) -> str:
+    if isinstance(value, bool):
+        return "yes" if value else "no"
     if isinstance(value, dict):
         return ", ".join(f"{name} {_words(one)}" for name, one in value.items() if one is not None)
     if isinstance(value, list):
