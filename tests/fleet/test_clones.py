@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -11,7 +12,8 @@ from unittest.mock import patch
 import pytest
 
 from fleet.board import Board, Clock, Network
-from pi_agent.device import identity
+from pi_agent.device import identity, rotate
+from pi_agent.device.keys import stores
 from pi_agent.errors import TransportError
 from pi_agent.fleet import clones
 from pi_agent.fleet.asgi import Application
@@ -68,9 +70,9 @@ def test_f08_two_boards_from_one_card_are_noticed_within_two_periods(make: Make,
     assert events("device.clone") == 1
     device = Device.objects.get()
     assert (device.status, device.flag) == ("approved", clones.CLONED)
-    detail = AuditEvent.objects.get(action="device.clone").detail
-    assert "192.0.2.1" in detail
-    assert "198.51.100.7" in detail
+    why = json.loads(AuditEvent.objects.get(action="device.clone").detail)["why"]
+    assert "here 192.0.2.1 from 2027-01-15T08:00:00Z to 2027-01-15T08:15:00Z" in why
+    assert "there 198.51.100.7 from 2027-01-15T08:06:40Z to 2027-01-15T08:06:40Z" in why
 
 
 @pytest.mark.parametrize("policy", [{"clone_policy": "quarantine"}])
@@ -86,6 +88,26 @@ def test_f12_by_policy_both_copies_wait_for_an_operator(make: Make, tmp_path: Pa
     assert {board.refresh()["outcome"], copy.refresh()["outcome"]} == {"refused"}
     assert Device.objects.get().status == "quarantined"
     assert events("device.quarantine") == 1
+
+
+@pytest.mark.parametrize("policy", [{"clone_policy": "quarantine"}])
+def test_f12_a_release_and_a_new_key_leave_the_copy_behind(make: Make, tmp_path: Path, policy: dict[str, str]) -> None:
+    """F-12: after the release the right board rotates its key; the copy's is retired, and each use of it is told."""
+    board = make()
+    copy = board.copy(tmp_path / "copy")
+    for half in (copy, board):
+        tick(board)
+        half.refresh()
+    assert Device.objects.get().status == "quarantined"
+    Device.objects.update(status="approved", flag="")
+    known = identity.load(board.state)
+    rotate.begin(board.state, known, stores.successor(known.key))
+    assert board.refresh()["outcome"] == "token"
+    for _ in range(3):
+        tick(board)
+        assert "retired" in str(copy.refresh()["message"])
+        assert board.refresh()["outcome"] == "token"
+    assert (Device.objects.get().status, events("device.retired-key")) == ("approved", 1)
 
 
 def test_f09_on_another_board_the_copy_never_asks(make: Make, tmp_path: Path) -> None:

@@ -112,7 +112,11 @@ def _alarm(
 ) -> OAuthError | None:
     """Mark the device, by policy hold it. An audit line of each kind an hour, and one more once somebody has looked:
     whoever has the key can set alarms off in turn, and must not fill the log."""
-    sides = (f"{name} {side['source']}" for name, side in detail.items() if isinstance(side, dict) and "source" in side)
+    sides = (
+        f"{name} {side['source']} from {side.get('first', '?')} to {side.get('last', '?')}"
+        for name, side in detail.items()
+        if isinstance(side, dict) and "source" in side
+    )
     detail = {"why": ", ".join((words, *sides)), **detail}
     holds = policy == "quarantine" and device.status == "approved"
     if holds or not device.flag or not _said_lately(device.client_id, action, now):

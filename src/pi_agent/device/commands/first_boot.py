@@ -32,8 +32,9 @@ def run(args: argparse.Namespace) -> int:
     waiting = settings.state / first_boot.WAITING
     if path is not None:
         files.make_directory(settings.state, 0o700)
+        serial = probe(str(settings.root)).serial or ""
         with files.as_owner_of(settings.state):  # before anything is taken: what is meant for the copies stays for them
-            golden.check(settings.state, probe(str(settings.root)).serial or "")
+            golden.check(settings.state, serial)
         settings = _take_over(path, settings, waiting)
     elif not waiting.exists():
         _say("there is no pi-agent.toml on the boot partition: nothing to take over")
