@@ -55,7 +55,7 @@ NOT_HERE = {
     r"sudo (systemctl|systemd-|mkdir -p /etc/cred|poweroff)|journalctl": "needs systemd as PID 1; ./dev boot has one",
     r"sudo adduser telemetry": "changes this machine; ./dev boot does it, where a user of the group gets the token",
     r"hydra ": "another project's program",
-    r"(echo \.\.\. \| )?(sudo (-u|-E|usermod -aG tss|install -d -o) |export TPM2)": "needs a TPM; tests/device has swtpm",
+    r"(echo \.\.\. \| )?(sudo (-u|-E|usermod -aG tss|install -d -o) |export TPM2)": "needs a TPM; tests/fleet/test_tpm.py has one",
     r"sudo pi-agent key move --to firmware": "needs a Pi's fuses; tests/device/test_keys_stores.py has a stand-in",
 }
 # Exit statuses other than 0. Nothing found is an answer, too.
