@@ -30,7 +30,7 @@ HERE = Path(__file__).resolve().parent
 DONE = re.compile(r"BOARD-TEST-RC=(\d+)\r?\n")
 PULL_THE_PLUG = "BOARD-TEST-CUT"
 RECORDED = re.compile(r"BOARD-TEST-RECORDED-BEGIN\s(.*?)\sBOARD-TEST-RECORDED-END", re.DOTALL)
-BOOT_LIMIT = 400.0
+BOOT_LIMIT = 900.0
 CARD_MIB = 1024  # QEMU takes powers of two
 MODULES = """
 crc32c_generic ext4 bcm2835 sdhci_iproc phy_generic dwc2 cdc_ether rndis_host cdc_subset bcm2835_wdt bcm2835_rng

@@ -1,0 +1,46 @@
+"""What a running agent writes, by its system calls: everything on, several refreshes, and not a byte to the card."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import sys
+from pathlib import Path
+
+import pytest
+
+from device.living import eventually, living
+
+sys.path.append(str(Path(__file__).parents[1] / "boot"))
+from flash import TRACE, card_writes  # a day of it, under systemd, is measured by ./dev boot
+
+REFRESHES = 3
+
+
+@pytest.mark.skipif(not shutil.which("strace"), reason="strace is not installed")
+def test_refreshes_write_to_memory_alone(tmp_path: Path) -> None:
+    """E-06: with files, a hook and callers, neither the resident nor a worker writes outside of the runtime folder."""
+    with living(tmp_path) as pi:
+        hook = tmp_path / "hooks/on-token.d/one"
+        hook.parent.mkdir(parents=True)
+        hook.write_text(f"#!/bin/sh\necho $PI_AGENT_EVENT >>{pi.runtime}/hooked\n")
+        hook.chmod(0o755)
+        files = f'token_file = "{pi.runtime}/token"\nenvironment_file = "{pi.runtime}/environment"\n'
+        pi.configure(
+            f'[server]\nissuer = "{pi.server.url}"\nloopback_http = true\n[sinks]\n{files}hooks = "{tmp_path}/hooks"\n'
+        )
+        with pi.running((*TRACE.split(), "-o", str(tmp_path / "calls"))) as strace:
+            agent = int(Path(f"/proc/{strace.pid}/task/{strace.pid}/children").read_text())
+            for number in range(1, REFRESHES + 1):
+                eventually(lambda wanted=number: pi.status()["refreshes"] >= wanted, "refresh")  # type: ignore[misc]
+                pi.token()
+                os.kill(agent, signal.SIGUSR1)
+            hooked = Path(pi.runtime) / "hooked"
+            eventually(lambda: hooked.read_text().count("token") >= REFRESHES, "every hook")
+            os.kill(agent, signal.SIGTERM)  # strace takes none itself while it writes to a file
+            strace.wait(10)
+        calls = (tmp_path / "calls").read_text().splitlines()
+        assert any("key.pem" in call for call in calls), "the workers were not seen"
+        memory = (pi.runtime, f"{tmp_path}/log")  # the latter is this test's standard error
+        assert [path for path in card_writes(calls) if not path.startswith(memory)] == []
