@@ -26,13 +26,14 @@ from town import PROJECT, Town, copied
 PAGES = sorted([*PROJECT.glob("*.md"), *PROJECT.glob("docs/**/*.md")])
 FENCED = re.compile(r"^```(sh|console)\n(.*?)^```", re.DOTALL | re.MULTILINE)
 MANUAL = re.compile(r"(?:^    (?:sudo |pi-|curl ).*\n)+", re.MULTILINE)
-TOOLS = ("curl", "jq")
+TOOLS = ("curl", "jq", "openssl")
 PATIENCE = 60.0
 
 NAMES: list[tuple[str, Callable[[Town], str]]] = [
     (r"https://fleet\.example(?:\.org)?", lambda town: town.issuer),
     (r"https://api\.example|http://127\.0\.0\.1:36361", lambda town: town.api),
     (r"/run/pi-agent/agent\.sock", lambda town: f"{town.home}/kitchen/runtime/agent.sock"),
+    (r"/(?:var/lib|etc)/pi-agent(?=/(?:key|board))", lambda town: f"{town.home}/kitchen/state"),
     (
         r"serve --bind 0\.0\.0\.0:8443( --tls-\w+ \S+)*|serve$",
         lambda town: f"--data {town.home}/another serve --bind 127.0.0.1:0",
