@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import socket
 import subprocess
@@ -18,9 +19,10 @@ from device.registrar import Registrar, registering
 from device.resident import Agent, Authority, Home, a_home, an_authority, refusal, until
 from device.servers import reply
 from pi_agent import __version__
-from pi_agent.device import cli, identity
+from pi_agent.device import cli, files, identity
 from pi_agent.device.cli import COMMANDS, main
 from pi_agent.device.commands import setup
+from pi_agent.errors import KeyFileError
 
 
 @pytest.fixture
@@ -109,18 +111,45 @@ def test_run_on_a_board_that_is_not_set_up(bare: Home, say: Any) -> None:
     assert say("run") == (
         2,
         "",
-        "error: this board is not set up yet\nhint: pi-agent setup https://fleet.example\n",
+        "error: this board is not set up yet\nhint: sudo pi-agent setup https://fleet.example\n",
     )
 
 
 @pytest.mark.parametrize(("command", "expected"), [("token", 5), ("status", 3), ("refresh", 5), ("sign-out", 5)])
 def test_without_an_agent(home: Home, say: Any, command: str, expected: int) -> None:
     """status is 3 (not found), the others 5 (unreachable); all say how to start one."""
+    (home.folder / "config.toml").touch()
     code, out, err = say(command)
     assert (code, out) == (expected, "")
     assert err == (
         f"error: no agent answers at {home.runtime}/agent.sock: No such file or directory\n"
         "hint: systemctl status pi-agent; or start it by hand: pi-agent run\n"
+    )
+
+
+@pytest.mark.parametrize("command", ["token", "status", "wait"])
+def test_before_set_up_the_command_is_setup(bare: Home, say: Any, command: str) -> None:
+    """Where there are no settings, no agent can be running: what is missing is named, and what makes it."""
+    _, out, err = say(command)
+    assert out == ""
+    assert err == (
+        f"error: no agent is running: there is no {bare.folder}/config.toml\n"
+        "hint: sudo pi-agent setup https://fleet.example\n"
+    )
+
+
+def test_what_takes_root_says_so(bare: Home, say: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """To somebody who is not root, a folder of the agent's that does not open is no riddle."""
+
+    def denied(*_: object, **__: object) -> None:
+        raise KeyFileError("cannot open /x: Permission denied", path="/x", hint="ls -ld /") from PermissionError()
+
+    monkeypatch.setattr(os, "geteuid", lambda: 1000)
+    monkeypatch.setattr(files, "make_directory", denied)
+    code, _, err = say("setup", "https://fleet.example")
+    assert (code, err) == (
+        1,
+        "error: cannot open /x: Permission denied\nhint: it takes root: sudo pi-agent setup ...\n",
     )
 
 

@@ -90,9 +90,21 @@ def _command(name: str) -> ModuleType:
 def _report(error: PiAgentError, args: argparse.Namespace) -> int:
     if args.debug:
         raise error
+    text, hint = _explain(error, args)
     if getattr(args, "json", False):
-        print(json.dumps({"schema": "pi-agent.error/1", "error": str(error), "hint": error.hint}))
-    sys.stderr.write(f"error: {error}\n")
-    if error.hint:
-        sys.stderr.write(f"hint: {error.hint}\n")
+        print(json.dumps({"schema": "pi-agent.error/1", "error": text, "hint": hint}))
+    sys.stderr.write(f"error: {text}\n")
+    if hint:
+        sys.stderr.write(f"hint: {hint}\n")
     return error.exit_code
+
+
+def _explain(error: PiAgentError, args: argparse.Namespace) -> tuple[str, str | None]:
+    """The error and its hint, for whoever has typed this command: two causes are known here alone."""
+    if isinstance(error.__cause__, PermissionError) and os.geteuid() != 0:
+        return str(error), f"it takes root: sudo pi-agent {args.command} ..."
+    if getattr(error, "reason", "") == "no-agent":
+        settings = args.config or os.environ.get("PI_AGENT_CONFIG") or "/etc/pi-agent/config.toml"
+        if not os.path.exists(settings):  # noqa: PTH110  # pathlib is dear, and a token is asked for often
+            return f"no agent is running: there is no {settings}", "sudo pi-agent setup https://fleet.example"
+    return str(error), error.hint

@@ -223,6 +223,8 @@ class Doctor:
     def _flash(self) -> Finding:
         sinks = (self.settings.sinks_token_file, self.settings.sinks_environment_file)
         for folder in (self.settings.state, *(Path(path).parent for path in sinks if path)):
+            if folder == self.settings.state and not folder.exists():
+                return Finding("flash", SKIPPED, f"there is no {folder} yet; setup makes it")
             if trouble := files.trouble(folder):
                 return Finding("flash", BAD, trouble, f"df -h {folder}; findmnt -T {folder}")
         warnings = preparation.warnings(self.settings)
@@ -238,5 +240,7 @@ class Doctor:
 
 
 def _count(settings: config.Settings) -> str:
+    if not settings.config.exists():
+        return "not there yet; setup writes it"
     changed = sum(origin != config.BUILT_IN for origin in settings.origins.values())
     return "1 setting is not as built in" if changed == 1 else f"{changed} settings are not as built in"

@@ -56,7 +56,7 @@ class Identity:
             raise KeyFileError(
                 f"this identity belongs to the board with serial {self.serial}; this board is {serial or 'without one'}",
                 path=NAME,
-                hint=f"to enroll this board as itself, and keep the other's identity: pi-agent setup {self.issuer}",
+                hint=f"to enroll this board as itself, and keep the other's identity: sudo pi-agent setup {self.issuer}",
             )
 
 
@@ -67,7 +67,7 @@ def load(state: Path) -> Identity:
         raise ConfigError(
             "this board is not set up yet",
             path=str(state / NAME),
-            hint=f"pi-agent setup {known.issuer if known else 'https://fleet.example'}",
+            hint=f"sudo pi-agent setup {known.issuer if known else 'https://fleet.example'}",
         )
     return known
 
@@ -161,4 +161,4 @@ def _move(source: Path, target: Path) -> None:
 
 
 def _damaged(path: Path) -> KeyFileError:
-    return KeyFileError(f"{path} is damaged; it was left as it is", path=str(path), hint="pi-agent setup URL")
+    return KeyFileError(f"{path} is damaged; it was left as it is", path=str(path), hint="sudo pi-agent setup URL")

@@ -73,5 +73,5 @@ def _not_the_key(state: Path, what: str) -> KeyFileError:
     return KeyFileError(
         f"{what}; nothing was changed",
         path=str(state),
-        hint="restore it from a backup, or enroll anew: pi-agent wipe-identity && pi-agent setup URL",
+        hint="restore it from a backup, or enroll anew: sudo pi-agent wipe-identity && sudo pi-agent setup URL",
     )

@@ -28,6 +28,7 @@ from email.utils import parsedate_to_datetime
 from http.cookiejar import DefaultCookiePolicy
 from pathlib import Path
 from typing import Any, TypeVar
+from urllib.parse import urlsplit
 
 import requests
 import urllib3
@@ -305,11 +306,21 @@ def _unreachable(error: Exception) -> TransportError:
         if inner.errno == socket.EAI_AGAIN:
             return _no_name_server()
         return TransportError(
-            "the server's name is not known to DNS", reason="dns", hint="resolvectl status; ping the name"
+            f"the name of {_peer(error)} is not known to DNS",
+            reason="dns",
+            hint="is it spelled as it was given to you? resolvectl status",
         )
     if isinstance(inner, ConnectionRefusedError):
-        return TransportError("nothing listens at the server's address (connection refused)", reason="refused")
+        return TransportError(f"nothing listens at {_peer(error)} (connection refused)", reason="refused")
     return TransportError("the server cannot be reached: " + _cause(error), reason="unreachable")
+
+
+def _peer(error: Exception) -> str:
+    """Who did not answer, in words."""
+    if isinstance(error, requests.exceptions.ProxyError):
+        return "the proxy"
+    parts = urlsplit(getattr(getattr(error, "request", None), "url", None) or "")
+    return f"the server {parts.netloc}" if parts.netloc else "the server"
 
 
 def _no_name_server() -> TransportError:

@@ -35,9 +35,8 @@ def run(args: argparse.Namespace) -> int:
         if args.json:
             print(json.dumps({"schema": "pi-agent.config-check/1", "warnings": warnings}))
         else:
-            print(
-                "\n".join([f"{settings.config}: the settings are in order", *(f"warning: {each}" for each in warnings)])
-            )
+            verdict = "the settings are in order" if settings.config.exists() else "not there; setup writes it"
+            print("\n".join([f"{settings.config}: {verdict}", *(f"warning: {each}" for each in warnings)]))
         return 0
     show(settings, origin=args.origin, as_json=args.json)
     return 0

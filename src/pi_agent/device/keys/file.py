@@ -85,5 +85,5 @@ def parse(pem: bytes, alg: str, *, origin: str) -> FileKey:
         raise KeyFileError(
             f"{origin} is damaged, or not a private key for {alg}; it was left as it is",
             path=origin,
-            hint="restore it from a backup, or enroll anew: pi-agent wipe-identity && pi-agent setup URL",
+            hint="restore it from a backup, or enroll anew: sudo pi-agent wipe-identity && sudo pi-agent setup URL",
         ) from None
