@@ -239,6 +239,11 @@ def test_ra36_no_process_to_be_had_is_one_failed_attempt(home: Home) -> None:
         assert until(agent.token)
 
 
+def test_the_resident_does_not_cut_in_on_its_callers(agent: Agent) -> None:
+    """It runs with SCHED_BATCH, which makes a connection cheaper by an eighth (./dev bench agent)."""
+    assert os.sched_getscheduler(agent.process.pid) == os.SCHED_BATCH
+
+
 def test_a05_a12_no_process_shows_key_or_assertion(agent: Agent, authority: Authority) -> None:
     """Command lines and environments of resident and worker hold neither; nor does the resident know the key."""
     authority.hang.clear()

@@ -38,7 +38,7 @@ class House:
         self.poll = select.epoll()
         self.doors = Doors(str(runtime), self.poll, self._respond)
 
-    def _respond(self, request: Request, peer: Peer, last: bool) -> bytes:
+    def _respond(self, request: Request, peer: Peer, now: float, until: float) -> bytes:
         self.peers.append(peer)
         return answer(200, self._body, keep_alive=request.keep_alive)
 

@@ -89,8 +89,8 @@ def test_ra17_a_board_that_sleeps_wakes_up_without_a_token(home: Home, monkeypat
     assert living.tokens.default.left(living.now) > 0
     living.now += 3 * 3600
     request = Request("GET", "/v1/token", {}, keep_alive=True)
-    answered = api.respond(living, request, Peer(0), living.now, last=True)
-    assert answered is not None
+    answered = api.respond(living, request, Peer(0), living.now, 0.0)
+    assert isinstance(answered, bytes)
     assert b" 503 " in answered.partition(b"\r\n")[0]
     before = living.attempts
     living._on_time(living.now)

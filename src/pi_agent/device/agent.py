@@ -24,6 +24,7 @@ WORKER_DEADLINE = 40.0  # the worker ends its own attempt after 30
 LONGEST_NAP = 10.0  # a suspended board wakes up in the middle of a nap, and boot time has gone on
 CLOCK_NAP = 1.0  # while the clock is the trouble, and the kernel does not tell of a step, it is noticed within this
 HEARTBEAT = 5.0
+MAX_EVENTS = 64  # taken from the epoll at a time
 UNSENT = ("board_document", "allow", "flags", "warnings", "note")  # what a worker has no use for
 
 TYPE_CHECKING = False  # typing.TYPE_CHECKING without importing typing
@@ -44,6 +45,16 @@ def main(settings_fd: int) -> None:
         sys.stderr.write(f"error: {error}\n" + (f"hint: {error.hint}\n" if error.hint else ""))
         raise SystemExit(error.exit_code) from None
     agent.run()
+
+
+def let_callers_finish() -> None:
+    """Not to cut in on whoever wakes us (SCHED_BATCH, sched(7)): a caller has then asked when we look, and is answered in
+    one go. Refused under the systemd unit, which has done it itself.
+    """
+    try:
+        os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))
+    except OSError:
+        return
 
 
 def boot_seconds() -> float:
@@ -88,23 +99,25 @@ class Agent:
         self._running = True
 
     def run(self) -> None:
+        let_callers_finish()
         heard = self._listen()
         self._journal.say(f"listening on {self.settings['runtime']}/agent.sock")
-        for warning in self.warnings(boot_seconds()):
+        now = boot_seconds()
+        for warning in self.warnings(now):
             self._journal.say(warning, level=WARNING)
-        notify("READY=1", "STATUS=" + self.sentence(boot_seconds(), self.tokens.default))
+        notify("READY=1", "STATUS=" + self.sentence(now, self.tokens.default))
         while self._running:
-            for handle, events in self._poll.poll(max(0.0, self._due - boot_seconds())):
-                if handle in heard:
+            events = self._poll.poll(self._due - now if self._due > now else 0.0, MAX_EVENTS)
+            now = boot_seconds()
+            for handle, kinds in events:
+                if self._doors.on_event(handle, kinds, now):
+                    if self._due > now + SWEEP:  # noqa: PLR1730  # min() is a dear call here
+                        self._due = now + SWEEP
+                elif handle in heard:
                     heard[handle]()
                 elif handle in self._children:
                     self._on_child(handle)
                     self._due = 0.0
-                else:
-                    now = boot_seconds()
-                    self._due = min(self._due, now + SWEEP)
-                    self._doors.on_event(handle, events, now)
-            now = boot_seconds()
             if now >= self._due:
                 self._on_time(now)
                 self._due = now + self._nap(now)
@@ -252,8 +265,8 @@ class Agent:
 
     # What callers ask for
 
-    def _respond(self, request: Request, peer: allow.Peer, last: bool) -> bytes | None:
-        return api.respond(self, request, peer, boot_seconds(), last=last)
+    def _respond(self, request: Request, peer: allow.Peer, now: float, until: float) -> bytes | float:
+        return api.respond(self, request, peer, now, until)
 
     def want(self, slot: Slot, now: float) -> None:
         """A caller needs a token that is good for longer. A back-off, and the spread after boot, are not cut short."""

@@ -64,10 +64,10 @@ def refusal(rules: list[Rule], peer: Peer, audience: str, scope: str, *, default
     """Why ``peer`` may not have this token, or "" when it may. ``default`` is the configured (audience, scope)."""
     if peer.uid in (0, own_uid):
         return ""
+    if not rules and (audience, scope) == default:
+        return ""
     what = f"a token{f' for {audience}' if audience else ''}{f' with scope {scope}' if scope else ''}"
     if not rules:
-        if (audience, scope) == default:
-            return ""
         return f"uid {peer.uid} may have the configured token only, not {what}: there is no [[local.allow]] rule"
     own = [rule for rule in rules if rule.speaks_of(peer)]
     if any(rule.grants(audience, scope, default) for rule in own):

@@ -26,49 +26,69 @@ if TYPE_CHECKING:
     from pi_agent.device.tokens import Slot
 
 
-def respond(agent: Agent, request: Request, peer: Peer, now: float, *, last: bool) -> bytes | None:
-    """The bytes of the answer; None for "not yet", which is not said when ``last``."""
+class Wish:
+    """What a caller says of the token that it wants. ``problem`` is a sentence when that makes no sense."""
+
+    __slots__ = ("audience", "min_valid", "problem", "scope", "wait")
+
+    def __init__(self, query: dict[str, str]) -> None:
+        self.audience = query.get("audience")  # None: the configured one
+        self.scope = " ".join(query["scope"].split()) if "scope" in query else None
+        seconds = query.get("min_valid", str(MIN_VALID)), query.get("wait", "0")
+        self.problem = ""
+        if not all(text.isascii() and text.isdigit() and len(text) <= 6 for text in seconds):
+            self.problem = "min_valid and wait are whole numbers of seconds"
+            return
+        self.min_valid, self.wait = int(seconds[0]), min(int(seconds[1]), LONGEST_WAIT)
+        audience, scope = self.audience or "", query.get("scope", "")
+        if len(audience) > 512 or len(scope) > 512 or any(character.isspace() for character in audience):
+            self.problem = "audience is one name without spaces; audience and scope have at most 512 characters"
+
+
+def respond(agent: Agent, request: Request, peer: Peer, now: float, until: float) -> bytes | float:
+    """The bytes of the answer; or the time until which the caller is willing to wait for one, the next call's ``until``."""
     method = METHODS.get(request.path)
     if method is None:
         return _refuse(request, 404, "the agent answers " + ", ".join(METHODS))
     if request.method != method:
         return _refuse(request, 405, f"{request.path} is asked with {method}")
     if request.path in (TOKEN, REFRESH):
-        return _respond_token(agent, request, peer, now, last=last)
+        return _respond_token(agent, request, peer, now, until)
     if request.path == SIGN_OUT:
-        return _respond_sign_out(agent, request, peer, now, last=last)
+        return _respond_sign_out(agent, request, peer, now, until)
     if request.path == METRICS:
         return answer(200, metrics.write(agent, now), keep_alive=request.keep_alive, content_type=metrics.CONTENT_TYPE)
     body = agent.settings["board_document"].encode() if request.path == BOARD else write_json(status(agent, now))
     return answer(200, body, keep_alive=request.keep_alive)
 
 
-def _respond_token(agent: Agent, request: Request, peer: Peer, now: float, *, last: bool) -> bytes | None:
-    default = (agent.settings["resource"], agent.settings["scope"])
-    audience, scope = request.query.get("audience", default[0]), request.query.get("scope", default[1])
-    min_valid, wait = (_seconds(request, name) for name in ("min_valid", "wait"))
-    if min_valid is None or wait is None:
-        return _refuse(request, 400, "min_valid and wait are whole numbers of seconds")
-    if len(audience) > 512 or len(scope) > 512 or any(character.isspace() for character in audience):
-        return _refuse(
-            request, 400, "audience is one name without spaces; audience and scope have at most 512 characters"
-        )
-    if why := allow.refusal(agent.rules, peer, audience, scope, default=default, own_uid=agent.uid):
+def _respond_token(agent: Agent, request: Request, peer: Peer, now: float, until: float) -> bytes | float:
+    wish = request.wish
+    if wish is None:
+        wish = request.wish = Wish(request.query)
+    if wish.problem:
+        return _refuse(request, 400, wish.problem)
+    default = agent.tokens.default
+    audience = default.audience if wish.audience is None else wish.audience
+    scope = default.scope if wish.scope is None else wish.scope
+    configured = (default.audience, default.scope)
+    if why := allow.refusal(agent.rules, peer, audience, scope, default=configured, own_uid=agent.uid):
         return _refuse(request, 403, why, hint=ALLOW_HINT, reason="local.allow")
-    slot = agent.tokens.find(audience, " ".join(scope.split()), now)
+    slot = agent.tokens.find(audience, scope, now)
     if slot is None:
         return _refuse(request, 503, f"the agent keeps {tokens.MAX_SLOTS} tokens, and all are in use", retry_after=60)
-    if not request.until:
-        request.until = now + min(wait, LONGEST_WAIT)
+    if not until:
+        until = now + wish.wait
         if request.path == REFRESH:
             agent.renew(slot, peer, now)
-    is_awaited = request.path == REFRESH and slot.renewing and not last and now < request.until
-    if slot.left(now) > 0 and slot.left(now) >= min_valid and not is_awaited:
-        return answer(200, slot.answer(now), keep_alive=request.keep_alive)
+    is_awaited = request.path == REFRESH and slot.renewing and now < until
+    left = slot.left(now)
+    if left > 0 and left >= wish.min_valid and not is_awaited:
+        return answer(200, slot.answer(left), keep_alive=request.keep_alive)
     agent.want(slot, now)
-    if not last and now < request.until and agent.is_coming(slot, request.until):
-        return None
-    return _no_token(agent, request, slot, now, min_valid)
+    if now < until and agent.is_coming(slot, until):
+        return until
+    return _no_token(agent, request, slot, now, wish.min_valid)
 
 
 def _no_token(agent: Agent, request: Request, slot: Slot, now: float, min_valid: int) -> bytes:
@@ -81,14 +101,14 @@ def _no_token(agent: Agent, request: Request, slot: Slot, now: float, min_valid:
     return _refuse(request, status, agent.sentence(now, slot), hint=hint, reason=reason, retry_after=wait)
 
 
-def _respond_sign_out(agent: Agent, request: Request, peer: Peer, now: float, *, last: bool) -> bytes | None:
+def _respond_sign_out(agent: Agent, request: Request, peer: Peer, now: float, until: float) -> bytes | float:
     if peer.uid not in (0, agent.uid):
         return _refuse(request, 403, f"signing out is for root and for the agent's own user, not for uid {peer.uid}")
-    if not request.until:
-        request.until = now + LONGEST_WAIT
+    if not until:
+        until = now + LONGEST_WAIT
         agent.sign_out(now)
-    if agent.is_signing_out() and not last:
-        return None
+    if agent.is_signing_out() and now < until:
+        return until
     document = {"schema": "pi-agent.sign-out/1", "sentence": agent.sentence(now, agent.tokens.default)}
     return answer(200, write_json(document), keep_alive=request.keep_alive)
 
@@ -127,11 +147,6 @@ def _token_status(slot: Slot, now: float) -> dict[str, object]:
         "next_attempt_in": max(0, int(slot.next - now)),
         "message": slot.failure.get("message", ""),
     }
-
-
-def _seconds(request: Request, name: str) -> int | None:
-    text = request.query.get(name, str(MIN_VALID) if name == "min_valid" else "0")
-    return int(text) if text.isascii() and text.isdigit() and len(text) <= 6 else None
 
 
 def _refuse(

@@ -21,16 +21,44 @@ from pi_agent.device.local import MAX_REQUEST, BadRequestError, Request, answer,
 MAX_CALLERS = 2000
 MAX_CALLERS_PER_UID = 1000
 REQUESTS_PER_SECOND, BURST = 1000.0, 5000.0
+PAUSE, CREDIT = 1 / REQUESTS_PER_SECOND, BURST / REQUESTS_PER_SECOND  # the same in seconds
 MAX_UNSENT = 16 * 1024  # a caller who asks on without reading waits, and costs no memory
 REQUEST_TIME, IDLE_TIME = 5.0, 60.0
 SWEEP = 1.0
 SO_PEERGROUPS = 59  # include/uapi/asm-generic/socket.h
+IN, OUT, GONE = select.EPOLLIN, select.EPOLLOUT, select.EPOLLHUP | select.EPOLLERR
+AT_ONCE = _socket.MSG_DONTWAIT  # on each call, which is cheaper than to make each socket non-blocking
 
 TYPE_CHECKING = False  # typing.TYPE_CHECKING without importing typing
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    Respond = Callable[[Request, Peer, bool], bytes | None]
+    Respond = Callable[[Request, Peer, float, float], bytes | float]
+
+
+class User:
+    """What a uid has of us: open connections, and requests.
+
+    ``paid_until`` is when its requests so far would have been in turn, one every PAUSE; it may be ahead by CREDIT.
+    """
+
+    __slots__ = ("callers", "paid_until", "peer")
+
+    def __init__(self, uid: int) -> None:
+        self.peer = Peer(uid)  # who it is when nobody asks for groups
+        self.callers = 0
+        self.paid_until = 0.0
+
+    def spend(self, now: float) -> bool:
+        """Take one request from what it may ask; False when there is nothing left."""
+        until = (self.paid_until if self.paid_until > now else now) + PAUSE
+        if until > now + CREDIT:
+            return False
+        self.paid_until = until
+        return True
+
+    def is_needed(self, now: float) -> bool:
+        return self.callers > 0 or self.paid_until > now
 
 
 class Caller:
@@ -39,10 +67,12 @@ class Caller:
     ``parked`` is a request that waits for its answer, with the caller's consent.
     """
 
-    __slots__ = ("channel", "closing", "deadline", "events", "parked", "peer", "received", "to_send")
+    __slots__ = ("channel", "closing", "deadline", "events", "handle", "parked", "peer", "received", "to_send", "user")
 
-    def __init__(self, channel: _socket.socket, peer: Peer, deadline: float) -> None:
+    def __init__(self, handle: int, channel: _socket.socket, user: User, peer: Peer, deadline: float) -> None:
+        self.handle = handle
         self.channel = channel
+        self.user = user
         self.peer = peer
         self.deadline = deadline
         self.received = b""
@@ -51,43 +81,44 @@ class Caller:
         self.parked: Request | None = None
         self.closing = False
 
-    def must_wait(self) -> bool:
-        """What was received next is not to be answered now."""
-        return self.closing or self.parked is not None or len(self.to_send) > MAX_UNSENT
-
     def is_idle(self) -> bool:
         return not (self.received or self.to_send or self.parked)
 
 
 class Doors:
-    """Listens in the folder ``runtime``; ``respond(request, peer, last)`` gives the bytes of an answer.
+    """Listens in the folder ``runtime``; ``respond(request, peer, now, until)`` gives the bytes of an answer.
 
-    It may give None to say "not yet" unless ``last`` is true; it is asked again by ``resume`` and when the caller's
-    patience (``request.until``) ends. ``asks_groups`` says whether anybody needs a caller's groups.
+    To say "not yet" it gives the time until which the caller is willing to wait; it is then asked again, with that time
+    as ``until`` (0.0 at first), by ``resume`` and when that time has come. ``asks_groups`` says whether anybody needs a
+    caller's groups.
     """
 
     def __init__(self, runtime: str, poll: select.epoll, respond: Respond, *, gid: int | None = None) -> None:
         self._respond = respond
         self._poll = poll
         self._callers: dict[int, Caller] = {}
-        self._counts: dict[int, int] = {}
-        self._budget: dict[int, tuple[float, float]] = {}
+        self._users: dict[bytes, User] = {}  # by uid, in the form that the kernel tells it
         self._swept = 0.0
         self.refused = 0
         self.asks_groups = True
         self._lock = entrance.take_lock(runtime)
         self._door, self._path = entrance.listen(runtime, gid)
+        self._handle = self._door.fileno()
         self._reserve = os.open("/dev/null", os.O_RDONLY | os.O_CLOEXEC)
-        poll.register(self._door.fileno(), select.EPOLLIN)
+        poll.register(self._handle, IN)
 
     def __len__(self) -> int:
         return len(self._callers)
 
-    def on_event(self, handle: int, events: int, now: float) -> None:
-        if handle == self._door.fileno():
+    def on_event(self, handle: int, events: int, now: float) -> bool:
+        """False when ``handle`` is none of ours."""
+        if handle == self._handle:
             self._welcome(now)
         elif handle in self._callers:
             self._serve(self._callers[handle], events, now)
+        else:
+            return False
+        return True
 
     def nap(self, now: float) -> float:
         return max(0.0, self._swept + SWEEP - now) if self._callers else 3600.0
@@ -96,17 +127,17 @@ class Doors:
         if now - self._swept < SWEEP:
             return
         self._swept = now
-        self._budget = {uid: left for uid, left in self._budget.items() if now - left[1] < BURST / REQUESTS_PER_SECOND}
+        self._users = {uid: user for uid, user in self._users.items() if user.is_needed(now)}
         for caller in [caller for caller in self._callers.values() if now >= caller.deadline]:
             if caller.parked:
-                self._retry(caller, now, last=True)
+                self._retry(caller, now)
             else:
                 self._dismiss(caller)
 
     def resume(self, now: float) -> None:
         """Something has changed: ask again for those who wait."""
         for caller in [caller for caller in self._callers.values() if caller.parked]:
-            self._retry(caller, now, last=False)
+            self._retry(caller, now)
 
     def close(self) -> None:
         if self._path:
@@ -125,20 +156,21 @@ class Doors:
         except OSError:
             self._make_room()
             return
-        channel = _socket.socket(
-            _socket.AF_UNIX, _socket.SOCK_STREAM, 0, handle
-        )  # named, so that nobody asks the kernel
-        channel.setblocking(False)
-        self._admit(Caller(channel, peer_of(channel, groups=self.asks_groups), now + REQUEST_TIME), now)
-
-    def _admit(self, caller: Caller, now: float) -> None:
-        count = self._counts.get(caller.peer.uid, 0)
-        if (count >= MAX_CALLERS_PER_UID and not self._dismiss_idlest(caller.peer.uid)) or len(self) >= MAX_CALLERS:
+        # named, so that nobody asks the kernel what kind of socket it is
+        channel = _socket.socket(_socket.AF_UNIX, _socket.SOCK_STREAM, 0, handle)
+        credentials = channel.getsockopt(_socket.SOL_SOCKET, _socket.SO_PEERCRED, 12)
+        user = self._users.get(credentials[4:8])
+        if user is None:
+            user = self._users[credentials[4:8]] = User(int.from_bytes(credentials[4:8], sys.byteorder))
+        peer = with_groups(user.peer, channel, credentials) if self.asks_groups else user.peer
+        caller = Caller(handle, channel, user, peer, now + REQUEST_TIME)
+        is_crowded = user.callers >= MAX_CALLERS_PER_UID and not self._dismiss_idlest(user)
+        if is_crowded or len(self._callers) >= MAX_CALLERS:
             self._turn_away(caller)
             return
-        self._callers[caller.channel.fileno()] = caller
-        self._counts[caller.peer.uid] = self._counts.get(caller.peer.uid, 0) + 1
-        self._serve(caller, select.EPOLLIN, now)  # most have asked by now, and are gone before the epoll hears of them
+        self._callers[handle] = caller
+        user.callers += 1
+        self._serve(caller, IN, now)  # most have asked by now, and are gone before the epoll hears of them
 
     def _make_room(self) -> None:
         """No descriptor is left (RA-36): spend the one in reserve on a newcomer, and send the idlest caller home."""
@@ -152,9 +184,9 @@ class Doors:
                 pass  # somebody else took it; the newcomer keeps waiting
             self._reserve = os.open("/dev/null", os.O_RDONLY | os.O_CLOEXEC)
 
-    def _dismiss_idlest(self, uid: int | None) -> bool:
-        """End the connection that has been idle longest (of ``uid``, or of anybody). False when none is idle."""
-        idle = [caller for caller in self._callers.values() if caller.is_idle() and uid in (None, caller.peer.uid)]
+    def _dismiss_idlest(self, user: User | None) -> bool:
+        """End the connection that has been idle longest (of ``user``, or of anybody). False when none is idle."""
+        idle = [caller for caller in self._callers.values() if caller.is_idle() and user in (None, caller.user)]
         if idle:
             self._dismiss(min(idle, key=_deadline))
         return bool(idle)
@@ -164,7 +196,7 @@ class Doors:
         body = problem(503, "too many connections to the agent; close some, or keep one open")
         caller.to_send = answer(503, body, keep_alive=False, content_type="application/problem+json", retry_after=1)
         try:
-            caller.channel.send(caller.to_send)
+            caller.channel.send(caller.to_send, AT_ONCE)
         except OSError:
             return  # gone already
         finally:
@@ -172,55 +204,62 @@ class Doors:
 
     def _serve(self, caller: Caller, events: int, now: float) -> None:
         try:
-            if events & select.EPOLLIN and not self._take(caller, now):
-                self._dismiss(caller)
-                return
-            if events & (select.EPOLLHUP | select.EPOLLERR) and not caller.to_send:
-                self._dismiss(caller)
-                return
+            if events & IN:
+                self._take(caller, now)
+            elif events & GONE and not caller.to_send:
+                raise ConnectionResetError
             self._send(caller, now)
         except BlockingIOError:
-            self._listen_to(caller, select.EPOLLIN)  # nothing to read yet
+            self._listen_to(caller, IN)  # nothing to read yet
         except OSError:
             self._dismiss(caller)
+
+    def _take(self, caller: Caller, now: float) -> None:
+        """Read what has come and answer what is whole; raises OSError when the caller has hung up, or says too much."""
+        chunk = caller.channel.recv(4096, AT_ONCE)
+        if not chunk:
+            raise ConnectionResetError
+        if not caller.received and not caller.parked:
+            caller.deadline = now + REQUEST_TIME  # from the first byte of a request, however slowly the rest comes
+        caller.received += chunk
+        self._answer_received(caller, now)
+        if len(caller.received) > 2 * MAX_REQUEST:
+            raise ConnectionResetError
 
     def _send(self, caller: Caller, now: float) -> None:
         """Send what there is to send, and answer what was asked in the meantime; raises OSError when the caller has gone."""
         while caller.to_send and (sent := _send_some(caller)):
             caller.to_send = caller.to_send[sent:]
-            if not caller.to_send:
+            if caller.received and not caller.to_send:
                 self._answer_received(caller, now)
-        if not caller.to_send and caller.closing:
+        if caller.to_send:
+            self._listen_to(caller, OUT)
+        elif caller.closing:
             self._dismiss(caller)
-            return
-        self._listen_to(caller, select.EPOLLOUT if caller.to_send else select.EPOLLIN)
+        else:
+            self._listen_to(caller, IN)
 
     def _listen_to(self, caller: Caller, events: int) -> None:
         if not caller.events:
-            self._poll.register(caller.channel.fileno(), events)
+            self._poll.register(caller.handle, events)
         elif events != caller.events:
-            self._poll.modify(caller.channel.fileno(), events)
+            self._poll.modify(caller.handle, events)
         caller.events = events
 
-    def _take(self, caller: Caller, now: float) -> bool:
-        """Read what has come and answer what is whole. False when the caller has hung up, or says too much."""
-        chunk = caller.channel.recv(4096)
-        if not caller.received and not caller.parked:
-            caller.deadline = now + REQUEST_TIME  # from the first byte of a request, however slowly the rest comes
-        caller.received += chunk
-        self._answer_received(caller, now)
-        return bool(chunk) and len(caller.received) <= 2 * MAX_REQUEST
-
     def _answer_received(self, caller: Caller, now: float) -> None:
+        """Answer one request after the other, as long as there is one and the caller takes in what we say."""
         try:
-            while not caller.must_wait() and (found := parse(caller.received)):
+            while caller.received and not (caller.closing or caller.parked) and len(caller.to_send) <= MAX_UNSENT:
+                found = parse(caller.received)
+                if not found:
+                    break
                 request, length = found
                 caller.received = caller.received[length:]
-                if not self._spend(caller.peer.uid, now):
+                if not caller.user.spend(now):
                     raise BadRequestError(
                         429, f"uid {caller.peer.uid} asks more than {REQUESTS_PER_SECOND:g} times a second"
                     )
-                self._answer(caller, request, now, last=False)
+                self._answer(caller, request, now, 0.0)
         except BadRequestError as error:
             self.refused += 1
             body = problem(error.status, error.detail)
@@ -230,63 +269,46 @@ class Doors:
             )
             caller.closing = True
 
-    def _answer(self, caller: Caller, request: Request, now: float, *, last: bool) -> None:
-        response = self._respond(request, caller.peer, last)
-        caller.parked = request if response is None else None
-        if response is None:
-            caller.deadline = request.until
+    def _answer(self, caller: Caller, request: Request, now: float, until: float) -> None:
+        response = self._respond(request, caller.peer, now, until)
+        if isinstance(response, float):
+            caller.parked = request
+            caller.deadline = response
             return
+        caller.parked = None
         caller.to_send += response
         caller.closing = not request.keep_alive
         caller.deadline = now + (REQUEST_TIME if caller.received else IDLE_TIME)
 
-    def _retry(self, caller: Caller, now: float, *, last: bool) -> None:
+    def _retry(self, caller: Caller, now: float) -> None:
         assert caller.parked is not None
-        self._answer(caller, caller.parked, now, last=last)
-        if not caller.parked:
-            self._answer_received(caller, now)
+        self._answer(caller, caller.parked, now, caller.deadline)
+        self._answer_received(caller, now)
         try:
             self._send(caller, now)
         except OSError:
             self._dismiss(caller)
 
-    def _spend(self, uid: int, now: float) -> bool:
-        """Take one request from what ``uid`` may ask; False when there is nothing left (a token bucket)."""
-        left, at = self._budget.get(uid, (BURST, now))
-        left += (now - at) * REQUESTS_PER_SECOND
-        left = BURST if left > BURST else left
-        if left < 1:
-            self._budget[uid] = left, now
-            return False
-        self._budget[uid] = left - 1, now
-        return True
-
     def _dismiss(self, caller: Caller) -> None:
-        del self._callers[caller.channel.fileno()]
-        self._counts[caller.peer.uid] -= 1
-        if not self._counts[caller.peer.uid]:
-            del self._counts[caller.peer.uid]
+        del self._callers[caller.handle]
+        caller.user.callers -= 1
         caller.channel.close()  # which takes it out of the epoll, too: nobody else holds it
 
 
-def peer_of(channel: _socket.socket, *, groups: bool) -> Peer:
-    """User and groups of whoever connected, as they were then. More than 256 groups count as none but the primary."""
-    credentials = channel.getsockopt(_socket.SOL_SOCKET, _socket.SO_PEERCRED, 12)
-    uid = int.from_bytes(credentials[4:8], sys.byteorder)
-    if not groups:
-        return Peer(uid)
+def with_groups(peer: Peer, channel: _socket.socket, credentials: bytes) -> Peer:
+    """The caller with its groups as they were when it connected. More than 256 count as none but the primary."""
     try:
         packed = channel.getsockopt(_socket.SOL_SOCKET, SO_PEERGROUPS, 1024)
     except OSError:
         packed = b""
     packed += credentials[8:12]
-    return Peer(uid, (int.from_bytes(packed[at : at + 4], sys.byteorder) for at in range(0, len(packed), 4)))
+    return Peer(peer.uid, (int.from_bytes(packed[at : at + 4], sys.byteorder) for at in range(0, len(packed), 4)))
 
 
 def _send_some(caller: Caller) -> int:
     """How much could be sent now; a caller who does not read is asked again when he does."""
     try:
-        return caller.channel.send(caller.to_send)
+        return caller.channel.send(caller.to_send, AT_ONCE)
     except BlockingIOError:
         return 0
 

@@ -11,9 +11,11 @@ MAX_KNOWN = 32
 
 TYPE_CHECKING = False  # typing.TYPE_CHECKING without importing typing
 if TYPE_CHECKING:
-    Parts = tuple[str, str, dict[str, str], bool]
+    from pi_agent.device.api import Wish
 
-_known: dict[bytes, Parts] = {}  # a program asks with the same bytes each time: they are read once
+    Found = tuple["Request", int]
+
+_known: dict[bytes, Found] = {}  # a program asks with the same bytes each time: they are read once
 
 REASONS = {
     200: "OK",
@@ -40,36 +42,39 @@ class BadRequestError(Exception):
 class Request:
     """``path`` without its query, ``query`` decoded, and whether the caller wants to go on talking.
 
-    ``until`` is how long the caller is willing to wait for the answer (boot seconds; 0.0: not at all).
+    ``wish`` is room for what the query means (``api.py``), which is worked out once.
     """
 
-    __slots__ = ("keep_alive", "method", "path", "query", "until")
+    __slots__ = ("keep_alive", "method", "path", "query", "wish")
 
     def __init__(self, method: str, path: str, query: dict[str, str], keep_alive: bool) -> None:
         self.method = method
         self.path = path
         self.query = query
         self.keep_alive = keep_alive
-        self.until = 0.0
+        self.wish: Wish | None = None
 
 
-def parse(buffer: bytes) -> tuple[Request, int] | None:
+def parse(buffer: bytes) -> Found | None:
     """The first request in ``buffer`` and its length, or None while it is not complete. Raises BadRequestError."""
-    head, end, _ = buffer.partition(b"\r\n\r\n")
-    if len(head) + len(end) > MAX_REQUEST:
+    known = _known.get(buffer)
+    if known:
+        return known
+    head, end, rest = buffer.partition(b"\r\n\r\n")
+    length = len(head) + len(end)
+    if length > MAX_REQUEST:
         raise BadRequestError(431, "a request has at most 4096 bytes")
     if not end:
         return None
-    parts = _known.get(head)
-    if parts is None:
+    found = (_request(head), length)
+    if not rest:
         if len(_known) >= MAX_KNOWN:
             _known.clear()
-        parts = _known[head] = _parts(head)
-    method, path, query, keep_alive = parts
-    return Request(method, path, query, keep_alive), len(head) + len(end)
+        _known[buffer] = found
+    return found
 
 
-def _parts(head: bytes) -> Parts:
+def _request(head: bytes) -> Request:
     lines = head.split(b"\r\n")
     method, target, version = _request_line(lines[0])
     headers = _headers(lines[1:])
@@ -78,7 +83,7 @@ def _parts(head: bytes) -> Parts:
     path, _, query = target.partition(b"?")
     tokens = {token.strip() for token in headers.get(b"connection", b"").lower().split(b",")}
     keep_alive = b"close" not in tokens if version == b"HTTP/1.1" else b"keep-alive" in tokens
-    return method.decode("ascii"), path.decode("ascii"), _query(query), keep_alive
+    return Request(method.decode("ascii"), path.decode("ascii"), _query(query), keep_alive)
 
 
 def answer(
@@ -90,13 +95,13 @@ def answer(
     retry_after: int | None = None,
 ) -> bytes:
     """The bytes of an answer. Nothing that the agent says may be cached."""
+    later = "" if retry_after is None else f"Retry-After: {retry_after}\r\n"
     head = (
         f"HTTP/1.1 {status} {REASONS[status]}\r\nContent-Type: {content_type}\r\nContent-Length: {len(body)}\r\n"
         f"Cache-Control: no-store\r\nConnection: {'keep-alive' if keep_alive else 'close'}\r\n"
+        f"{later}\r\n"
     )
-    if retry_after is not None:
-        head += f"Retry-After: {retry_after}\r\n"
-    return head.encode("ascii") + b"\r\n" + body
+    return head.encode("ascii") + body
 
 
 def problem(status: int, detail: str, *, hint: str = "", reason: str = "") -> bytes:

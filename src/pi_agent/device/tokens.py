@@ -42,9 +42,9 @@ class Slot:
         """Whole seconds that the token is still good for; 0 or less when there is none."""
         return int(self.expires - now)
 
-    def answer(self, now: float) -> bytes:
+    def answer(self, left: int) -> bytes:
         """The token answer (RFC 6749 section 5.1) with the seconds that are left now."""
-        return f"{self.head}{self.left(now)}{self.tail}".encode()
+        return f"{self.head}{left}{self.tail}".encode()
 
     def is_refused(self) -> bool:
         return self.outcome in (schedule.REFUSED, schedule.PENDING)
