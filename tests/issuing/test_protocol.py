@@ -141,6 +141,15 @@ def test_rs07_an_upgrade_behind_another_request_waits_for_its_answer(server: Liv
         assert closed_within(connection, 2)
 
 
+@pytest.mark.parametrize("host", ["", "Host: a\r\nHost: b\r\n"])
+def test_rs07_a_request_has_one_host(server: LiveFleet, host: str) -> None:
+    """None, or two, is a 400 and the end (RFC 9112 section 3.2): who stands in front may have read another one."""
+    with server.connect() as connection:
+        connection.sendall(f"GET /healthz HTTP/1.1\r\n{host}\r\n".encode())
+        assert [status for status, _ in answers(connection)] == [400]
+        assert closed_within(connection, 2)
+
+
 @pytest.mark.parametrize("path", ["/oauth/token", "/healthz"])
 @pytest.mark.parametrize("lines", [["X: " + "y" * 70_000], [f"X{number}: y" for number in range(9000)]])
 def test_rs07_long_headers_are_refused_also_in_one_piece(server: LiveFleet, path: str, lines: list[str]) -> None:

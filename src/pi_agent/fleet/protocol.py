@@ -136,6 +136,9 @@ class Protocol(HttpToolsProtocol):
         """Why a request is not served, by its headers alone."""
         if self.parser.should_upgrade():  # the parser reads no further: what follows would be neither body nor request
             return OAuthError("invalid_request", "this server speaks HTTP/1.1 alone; send no Upgrade")
+        hosts = [name for name, _ in self.headers].count(b"host")
+        if hosts > 1 or (hosts == 0 and self.parser.get_http_version() == "1.1"):
+            return OAuthError("invalid_request", "a request has one Host")  # RFC 9112 section 3.2
         if len(self.url) + sum([len(name) + len(value) + 4 for name, value in self.headers]) > MAX_HEADER_BYTES:
             return OAuthError("invalid_request", f"the headers are longer than {MAX_HEADER_BYTES} bytes", status=431)
         return None
