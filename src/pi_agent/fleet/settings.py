@@ -198,7 +198,7 @@ def _django(settings: Settings) -> dict[str, Any]:
             "django.middleware.common.CommonMiddleware",
             "django.middleware.csrf.CsrfViewMiddleware",
             "django.contrib.auth.middleware.AuthenticationMiddleware",
-            "pi_agent.fleet.rest.common.methods",
+            "pi_agent.fleet.rest.methods.methods",
         ],
         "ROOT_URLCONF": "pi_agent.fleet.urls",
         "TEMPLATES": [

@@ -15,7 +15,7 @@ from collections.abc import Callable
 from typing import Any
 
 from django.db import IntegrityError, transaction
-from django.http import HttpRequest, HttpResponse, HttpResponseBase, JsonResponse
+from django.http import HttpRequest, HttpResponse, JsonResponse
 from ninja.errors import HttpError
 from ninja.security.base import AuthBase
 from ninja.utils import check_csrf
@@ -180,20 +180,6 @@ def _again(known: RememberedAnswer, asked: str) -> HttpResponse:
         return problem(422, "this Idempotency-Key was used for another request", hint="choose a new one")
     media = "application/json" if known.status < 400 else "application/problem+json"
     return HttpResponse(known.body, status=known.status, content_type=media, headers={"Idempotency-Replayed": "true"})
-
-
-def methods(get_response: Callable[[HttpRequest], HttpResponseBase]) -> Callable[[HttpRequest], HttpResponseBase]:
-    """Django middleware: a method that an address of the interface does not have is a problem, too."""
-
-    def respond(request: HttpRequest) -> HttpResponseBase:
-        response = get_response(request)
-        if response.status_code != 405 or not request.path.startswith("/api/"):
-            return response
-        refusal = problem(405, f"{request.method} is not possible here", hint=f"possible: {response['Allow']}")
-        refusal["Allow"] = response["Allow"]
-        return refusal
-
-    return respond
 
 
 def problem(status: int, detail: str, **more: object) -> HttpResponse:
