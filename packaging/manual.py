@@ -9,9 +9,8 @@ from __future__ import annotations
 import datetime
 from collections.abc import Iterable, Iterator
 
-from command_tree import Command, Option
-
 from pi_agent.device.config import Setting
+from pi_agent.fleet.command_tree import Command, Option
 
 
 def page(name: str, section: str, text: str, *, version: str, date: int, parts: dict[str, str]) -> str:

@@ -7,22 +7,15 @@ import pty
 import select
 import shlex
 import shutil
-import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from fleet.live import COMMAND, LiveFleet
+from fleet.live import COMMAND, LiveFleet, run
 
-ROOT = Path(__file__).resolve().parents[2]
-FILES = {
-    "bash": "bash-completion/completions/pi-fleet",
-    "zsh": "zsh/vendor-completions/_pi-fleet",
-    "fish": "fish/vendor_completions.d/pi-fleet.fish",
-}
+FILES = {"bash": "pi-fleet", "zsh": "_pi-fleet", "fish": "pi-fleet.fish"}
 SHELLS = {
     "bash": (["bash", "--norc", "--noprofile", "-i"], "source {file}"),
     "zsh": (
@@ -46,9 +39,11 @@ def live(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LiveFleet]:
 
 @pytest.fixture(scope="module")
 def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The completion files, and a ``pi-fleet`` for PATH."""
+    """The completion files, as ``pi-fleet completion`` prints them, and a ``pi-fleet`` for PATH."""
     folder = tmp_path_factory.mktemp("home")
-    subprocess.run([sys.executable, "packaging/generate", folder], cwd=ROOT, check=True, capture_output=True)
+    for shell, name in FILES.items():
+        (folder / shell).mkdir()
+        (folder / shell / name).write_text(run("completion", shell).stdout)
     program = folder / "pi-fleet"
     program.write_text(f'#!/bin/sh\nexec {shlex.join(COMMAND)} "$@"\n')
     program.chmod(0o755)
@@ -58,7 +53,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def completed(shell: str, home: Path, typed: str) -> str:
     """The line that an interactive shell has after ``typed`` and TAB: it is made to echo it."""
     command, load = SHELLS[shell]
-    file = home / "completion" / FILES[shell]
+    file = home / shell / FILES[shell]
     environment = {"PATH": f"{home}:/usr/bin:/bin", "HOME": str(home), "TERM": "dumb", "LC_ALL": "C.UTF-8"}
     pid, terminal = pty.fork()
     if pid == 0:

@@ -27,6 +27,7 @@ COMMANDS = {
     "people": {"enrollment-token", "sign-in-link", "operator", "token", "webhook"},
     "authority": {"keys", "resource-server", "rule", "device-add"},
     "data": {"migrate", "backup", "restore", "doctor"},
+    "shell": {"completion"},
 }
 EPILOG = """\
 exit codes: 0 done; 1 failed; 2 usage; 3 nothing matched; 4 not authorised; 5 unreachable; 6 conflict; 130 interrupted

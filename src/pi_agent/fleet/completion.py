@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-from command_tree import ASKED, FILES, FOLDERS, Command, Option
+from pi_agent.fleet.command_tree import ASKED, FILES, FOLDERS, Command, Option
 
 BASH = """\
 # bash completion for {program}: made from its --help
