@@ -21,6 +21,8 @@ import requests
 from device.living import SOURCE, Living, eventually, living, numbered
 from device.servers import Request, Server, reply, serving
 from pi_agent.client import auth
+from pi_agent.device import outlets, sinks
+from pi_agent.device.tokens import Slot
 
 
 @pytest.fixture
@@ -200,8 +202,6 @@ def test_ra14_e07_a_refused_boards_files_go(pi: Living) -> None:
 
 def test_a_reader_of_the_token_file_sees_old_or_new(tmp_path: Path) -> None:
     """E-07: reading as fast as possible while it is replaced a thousand times never gives an empty or torn token."""
-    from pi_agent.device import sinks
-
     path = tmp_path / "token"
     sinks.write(str(path), b"A" * 900, None)
     torn: list[str] = []
@@ -222,11 +222,37 @@ def test_a_reader_of_the_token_file_sees_old_or_new(tmp_path: Path) -> None:
     assert torn == []
 
 
+def test_ra22_e07_a_file_outlives_neither_its_token_nor_the_trouble(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A file that cannot be replaced goes when the token in it ends, and the new one is written as soon as that is possible."""
+    path = tmp_path / "token"
+    settings = {"token_file": str(path), "environment_file": "", "hooks": ""}
+    slot = Slot("", "", 0.0)
+    outlet = outlets.Outlets(settings, None)
+
+    def token_comes(name: str, now: float) -> None:
+        slot.asked = now
+        slot.keep({"outcome": "token", "head": f'{{"access_token": "{name}", ', "tail": "}", "expires_in": "100"}, 0.5)
+        outlet.put(slot, now, changed=False, start=lambda *_: None)
+
+    token_comes("first", 1000.0)
+    with monkeypatch.context() as full:
+        full.setattr(sinks, "write", lambda path, *_: f"cannot write {path}: full")
+        token_comes("second", 1050.0)
+        outlet.sweep(slot, 1099.0)
+        assert (path.read_text(), outlet.problem) == ("first", f"cannot write {path}: full")
+        outlet.sweep(slot, 1100.0)
+        assert not path.exists()
+    outlet.sweep(slot, 1101.0)
+    assert (path.read_text(), outlet.problem) == ("second", "")
+    outlet.sweep(slot, 1150.0)
+    assert not path.exists()
+
+
 @pytest.mark.parametrize("plant", ["symlink", "directory"])
 def test_planted_names_redirect_no_token(tmp_path: Path, plant: str) -> None:
     """E-08: a link at the token file's name is replaced, not followed; a directory there is a warning."""
-    from pi_agent.device import sinks
-
     target = tmp_path / "target"
     target.write_text("mine")
     path = tmp_path / "run" / "token"
