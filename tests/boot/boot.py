@@ -29,7 +29,7 @@ from vm import MODELS, emulated
 SUITES = ("bookworm", "trixie")
 TESTS = {f"{release}-tests": release for release in SUITES}
 PLACES = (*SUITES, *TESTS, *BOARDS)
-LIMITS = dict.fromkeys(SUITES, 900) | dict.fromkeys(TESTS, 1000) | dict.fromkeys(BOARDS, 1500)
+LIMITS = dict.fromkeys(SUITES, 900) | dict.fromkeys(TESTS, 1800) | dict.fromkeys(BOARDS, 1500)
 NEEDED = ("mmdebstrap", "systemd-nspawn", "unshare", "nsenter", "dpkg-buildpackage", "lintian", "autopkgtest")
 NEEDED_FOR_BOARDS = ("qemu-system-arm", "qemu-system-aarch64", "fdtput", "mke2fs", "cpio", "depmod", "modprobe")
 APT = {
@@ -48,7 +48,7 @@ $PI_AGENT_LAB (~/.cache/pi-agent-lab). Needs root. Nothing else of this machine 
 example:
   tests/boot/run --reduced             one Debian, without what takes its time (CI)
   tests/boot/run trixie raspi3b        Debian 13 in a container, and an emulated Raspberry Pi 3
-  tests/boot/run bookworm-tests        the device's own tests, with Debian 12's Python and libraries
+  tests/boot/run bookworm-tests        the package's own test, and the device's with Debian 12's Python
 """
 
 
@@ -65,7 +65,7 @@ def main() -> int:
         "--limit",
         type=int,
         metavar="SECONDS",
-        help="end it all after this time (900 for each Debian, 1000 for its tests, 1500 for each board)",
+        help="end it all after this time (900 for each Debian, 1800 for its tests, 1500 for each board)",
     )
     parser.add_argument("--debs", type=Path, metavar="DIR", help="use old/*.deb and new/*.deb from here, build nothing")
     args = parser.parse_args()
@@ -101,7 +101,7 @@ def give_up(limit: int) -> NoReturn:
 
 
 def run(where: list[str], home: Path, args: argparse.Namespace) -> int:
-    old, new = packages(home, args.debs) if set(where) - set(TESTS) else (home, home)
+    old, new = packages(home, args.debs)
     failed = []
     with Fleet(home).running() as fleet:
         for name in where:
@@ -111,7 +111,7 @@ def run(where: list[str], home: Path, args: argparse.Namespace) -> int:
                 if name in SUITES:
                     container(name, fleet, old, new, folder, whole=not args.reduced)
                 elif name in TESTS:
-                    own_python(name)
+                    own_tests(name, old, folder)
                 else:
                     walk(name, emulated(name, fleet, old, folder))
             except (AssertionError, OSError, subprocess.SubprocessError) as error:
@@ -125,8 +125,6 @@ def container(release: str, fleet: Fleet, old: Path, new: Path, home: Path, *, w
     tree = roots.tree(root(release))
     with Lab(tree, release) as machine, closing(Life(machine, fleet, old, new, home, whole=whole).steps()) as steps:
         walk(release, steps)
-    with Lab(tree, release) as machine:
-        walk(release, [("the package's own test, by autopkgtest", lambda: own_test.run(machine, old, home))])
     if whole and fleet_unit.fits(tree):
         with Lab(tree, release) as machine, closing(fleet_unit.steps(machine)) as steps:
             walk(release, steps)
@@ -141,8 +139,11 @@ def root(name: str) -> Path:
     return roots.rootfs(MODELS[name].suite, MODELS[name].arch)
 
 
-def own_python(name: str) -> None:
-    with Lab(roots.tree(root(name)), name) as machine, closing(suite.steps(machine)) as steps:
+def own_tests(name: str, deb: Path, home: Path) -> None:
+    tree = roots.tree(root(name))
+    with Lab(tree, name) as machine:
+        walk(name, [("the package's own test, by autopkgtest", lambda: own_test.run(machine, deb, home))])
+    with Lab(tree, name) as machine, closing(suite.steps(machine)) as steps:
         walk(name, steps)
 
 
