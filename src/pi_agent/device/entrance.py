@@ -62,7 +62,7 @@ def _bound(path: str, gid: int | None) -> _socket.socket:
         os.umask(before)
     if gid is not None:
         os.chown(path, -1, gid, follow_symlinks=False)
-    door.listen(128)
+    door.listen(1024)  # a full queue turns callers away (EAGAIN), however soon it would be empty
     return door
 
 
