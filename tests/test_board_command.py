@@ -52,8 +52,7 @@ def test_the_example_in_the_documentation_is_real(capsys: pytest.CaptureFixture[
     """docs/boards.md shows what the command prints."""
     page = (FIXTURES.parent / "docs" / "boards.md").read_text()
     run("board", "--revision", "a01041")
-    shown = "".join(f"    {line}".rstrip() + "\n" for line in capsys.readouterr().out.splitlines())
-    assert f"    $ pi-agent board --revision a01041\n{shown}" in page
+    assert f"```console\n$ pi-agent board --revision a01041\n{capsys.readouterr().out}```\n" in page
 
 
 def test_json_is_the_documented_body(capsys: pytest.CaptureFixture[str]) -> None:

@@ -361,7 +361,7 @@ class TestLock:
         active = [pin for pin in pins if pin.marker is None or pin.marker.evaluate(here)]
         version = {pin.name: str(pin.specifier).removeprefix("==") for pin in active}
         assert len(version) == len(active)
-        assert "pi-agent" not in version
+        assert "pi-identity-agent" not in version
         for wish in direct_dependencies():
             assert wish.specifier.contains(version[wish.name]), wish
 
@@ -370,5 +370,8 @@ def direct_dependencies() -> list[Requirement]:
     """What pyproject.toml asks for, in the extras that ``dev`` stands for."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     extras = project["optional-dependencies"]
-    lines = [*project["dependencies"], *(line for extra in ("dev", "fleet", "postgres") for line in extras[extra])]
-    return [wish for wish in map(Requirement, lines) if wish.name != "pi-agent"]
+    lines = [
+        *project["dependencies"],
+        *(line for extra in ("dev", "fleet", "postgres", "pkcs11") for line in extras[extra]),
+    ]
+    return [wish for wish in map(Requirement, lines) if wish.name != "pi-identity-agent"]

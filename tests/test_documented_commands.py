@@ -39,6 +39,7 @@ NAMES: list[tuple[str, Callable[[Town], str]]] = [
         lambda town: f"--data {town.home}/another serve --bind 127.0.0.1:0",
     ),
     (r"pi-agent board(?= --record|$)", lambda town: f"pi-agent board --root {town.home}/kitchen/root"),
+    (r"--root my-board", lambda town: f"--root {PROJECT}/fixtures/trees/pi-3b-debian-12-emulated"),
     (r"XN1Z-P14Z", Town.code),
     (r"pfo_1a2b3c4d", Town.operator_token_id),
     (r"pfo_\.\.\.", Town.operator_token),
