@@ -49,6 +49,14 @@ def test_a_list_begins_with_what_was_asked(live: LiveFleet) -> None:
     assert "STATUS" in heading and "kitchen" in row and "1 GB" in row
 
 
+def test_whose_fleet_it_is_may_be_said_anywhere(live: LiveFleet) -> None:
+    """``--data`` after the command, with or without an equals sign, is what it is before it."""
+    for option in (["--data", str(live.data)], [f"--data={live.data}"]):
+        done = run("devices", "model:2b", *option, "-o", "name")
+        assert (done.returncode, len(done.stdout.splitlines())) == (0, 1), done.stderr
+    assert cli.parse(["serve", "--data", "here", "--database", "there"]).data == Path("here")
+
+
 def test_no_device_is_no_error(live: LiveFleet) -> None:
     """An empty answer says so on stderr, leaves stdout without rows, and ends with 0."""
     done = live.cli("devices", "model:5", "-o", "name")

@@ -11,6 +11,7 @@ import importlib
 import os
 import sys
 from collections.abc import Sequence
+from itertools import islice
 from pathlib import Path
 
 from pi_agent import __version__
@@ -29,6 +30,7 @@ COMMANDS = {
     "data": {"migrate", "backup", "restore", "doctor"},
     "shell": {"completion"},
 }
+WHOSE = ("--data", "--config", "--server", "--token-file")
 EPILOG = """\
 exit codes: 0 done; 1 failed; 2 usage; 3 nothing matched; 4 not authorised; 5 unreachable; 6 conflict; 130 interrupted
 
@@ -58,8 +60,21 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:
     """The command that a line asks for. Raises SystemExit where it makes none, as argparse does."""
-    words = _queries(argv)
+    words = _queries(_whose_first(argv))
     return _parser(words).parse_args(words)
+
+
+def _whose_first(argv: Sequence[str]) -> list[str]:
+    """The words with the options that say whose fleet it is before the command, where argparse wants them."""
+    first: list[str] = []
+    rest: list[str] = []
+    words = iter(argv)
+    for word in words:
+        if word in WHOSE:
+            first += [word, *islice(words, 1)]
+        else:
+            (first if word.partition("=")[0] in WHOSE else rest).append(word)
+    return first + rest
 
 
 def _queries(argv: Sequence[str]) -> list[str]:
