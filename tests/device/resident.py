@@ -132,15 +132,26 @@ class Home:
         python.chmod(0o755)
         return fields | {"python": str(python)}
 
-    def start(self, fields: dict[str, str] | None = None, *, first: str = "", wrapper: tuple[str, ...] = ()) -> Agent:
+    def start(
+        self,
+        fields: dict[str, str] | None = None,
+        *,
+        first: str = "",
+        wrapper: tuple[str, ...] = (),
+        alarm: int | None = None,
+    ) -> Agent:
         """The resident, without the second that ``pi-agent run`` takes to get ready. ``first`` is code that it runs first."""
         reader, writer = os.pipe()
         os.write(writer, frames.pack(self.fields() if fields is None else fields))
         os.close(writer)
-        code = f"import sys; sys.path[:0] = [{str(SOURCE)!r}]\n{first}\nfrom pi_agent.device.agent import main; main({reader})"
+        code = (
+            f"import sys; sys.path[:0] = [{str(SOURCE)!r}]\n{first}\n"
+            f"from pi_agent.device.agent import main; main({reader}, {alarm})"
+        )
         command = [*wrapper, sys.executable, "-I", "-S", "-B", "-c", code]
         with self.log.open("ab") as log:
-            process = subprocess.Popen(command, stderr=log, pass_fds=[reader], stdin=subprocess.DEVNULL)
+            passed = [reader] if alarm is None else [reader, alarm]
+            process = subprocess.Popen(command, stderr=log, pass_fds=passed, stdin=subprocess.DEVNULL)
         os.close(reader)
         return Agent(self, process)
 

@@ -279,7 +279,6 @@ def test_ra09_whatever_a_worker_says_the_agent_stays(home: Home) -> None:
 OURS = {
     *(
         "agent",
-        "alarm",
         "allow",
         "api",
         "children",

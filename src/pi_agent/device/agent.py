@@ -13,7 +13,7 @@ import select
 import sys
 import time
 
-from pi_agent.device import alarm, allow, api, children, clock, frames, metrics, network, outlets, schedule
+from pi_agent.device import allow, api, children, clock, frames, metrics, network, outlets, schedule
 from pi_agent.device.doors import SWEEP, Doors
 from pi_agent.device.journal import INFO, WARNING, Journal
 from pi_agent.device.systemd import notify
@@ -22,7 +22,6 @@ from pi_agent.errors import PiAgentError
 
 WORKER_DEADLINE = 40.0  # the worker ends its own attempt after 30
 LONGEST_NAP = 10.0  # a suspended board wakes up in the middle of a nap, and boot time has gone on
-CLOCK_NAP = 1.0  # while the clock is the trouble, and the kernel does not tell of a step, it is noticed within this
 HEARTBEAT = 5.0
 MAX_EVENTS = 64  # taken from the epoll at a time
 UNSENT = ("board_document", "allow", "flags", "warnings", "note")  # what a worker has no use for
@@ -35,8 +34,8 @@ if TYPE_CHECKING:
     from pi_agent.device.local import Request
 
 
-def main(settings_fd: int) -> None:
-    """Run until SIGTERM or SIGINT. ``settings_fd`` is a pipe that holds the settings as a frame."""
+def main(settings_fd: int, alarm: int | None = None) -> None:
+    """Run until SIGTERM or SIGINT. ``settings_fd`` is a pipe that holds the settings as a frame, ``alarm`` is ``alarm.py``'s."""
     with os.fdopen(settings_fd, "rb") as pipe:
         settings = frames.unpack(pipe.read(frames.MAX_FRAME))
     try:
@@ -44,7 +43,7 @@ def main(settings_fd: int) -> None:
     except PiAgentError as error:
         sys.stderr.write(f"error: {error}\n" + (f"hint: {error.hint}\n" if error.hint else ""))
         raise SystemExit(error.exit_code) from None
-    agent.run()
+    agent.run(alarm)
 
 
 def let_callers_finish() -> None:
@@ -91,16 +90,15 @@ class Agent:
         self._in_flight: Slot | None = None
         self._anchor: float | None = None
         self._watch = clock.Watch(time.time(), now)
-        self._alarm: int | None = None
         self._beat = 0.0
         self._due = 0.0  # when there is more to do than to answer callers; 0.0 is at once
         self._signed_out = ""
         self._signing_out = False
         self._running = True
 
-    def run(self) -> None:
+    def run(self, alarm: int | None) -> None:
         let_callers_finish()
-        heard = self._listen()
+        heard = self._listen(alarm)
         self._journal.say(f"listening on {self.settings['runtime']}/agent.sock")
         now = boot_seconds()
         for warning in self.warnings(now):
@@ -131,8 +129,7 @@ class Agent:
         self._doors.close()
 
     def _nap(self, now: float) -> float:
-        longest = CLOCK_NAP if self._alarm is None and self.clock_problem(now) else LONGEST_NAP
-        until = min([now + longest, *(child.deadline for child in self._children.values())])
+        until = min([now + LONGEST_NAP, *(child.deadline for child in self._children.values())])
         if not self._in_flight:
             until = min(until, self.tokens.next_attempt())
         return max(0.0, min(until - now, self._doors.nap(now)))
@@ -361,16 +358,16 @@ class Agent:
 
     # Around it
 
-    def _listen(self) -> dict[int, Callable[[], None]]:
+    def _listen(self, alarm: int | None) -> dict[int, Callable[[], None]]:
         """What else wakes us: signals, the network, the clock; each descriptor with what to do then."""
         signals = self._catch_signals()
-        heard = {signals: lambda: self._on_signals(os.read(signals, 64))}
+        heard: dict[int, Callable[[], None]] = {signals: lambda: self._on_signals(os.read(signals, 64))}
         route = network.listen()
         if route:
             heard[route.fileno()] = lambda: self._on_route(route)
-        self._alarm = alarm.listen()
-        if self._alarm is not None:
-            heard[self._alarm] = self._on_alarm
+        if alarm is not None:
+            os.set_inheritable(alarm, False)
+            heard[alarm] = lambda: self._on_alarm(alarm)
         for handle in heard:
             self._poll.register(handle, select.EPOLLIN)
         return heard
@@ -379,9 +376,12 @@ class Agent:
         if network.came_up(route):
             self._try_failed(boot_seconds())
 
-    def _on_alarm(self) -> None:
-        if self._alarm is not None and alarm.rang(self._alarm):
-            self._due = 0.0
+    def _on_alarm(self, alarm: int) -> None:
+        self._due = 0.0
+        try:
+            os.read(alarm, 8)
+        except OSError:
+            return  # ECANCELED is how it tells
 
     def _catch_signals(self) -> int:
         reader, writer = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)

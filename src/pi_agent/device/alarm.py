@@ -1,48 +1,28 @@
 """Word from the kernel that somebody has set the system clock: timerfd_create(2) with TFD_TIMER_CANCEL_ON_SET (RA-15).
 
-Python has it from 3.13 on. Before that the resident looks for itself, once a second while the clock is the trouble and
-else every ten: the way to the call through ``_ctypes`` would cost it 0.4 MB for the rest of its days.
+``pi-agent run`` makes it before it becomes the resident, for the way to these calls is dear: ``ctypes``, or ``os`` from
+Python 3.13 on. What the resident gets is a descriptor. It is armed once and for all: whenever the clock is set it turns
+readable, and a read that tells so (ECANCELED) leaves it armed, even when the time it waits for has come and gone.
 """
 
 from __future__ import annotations
 
 import os
-import sys
 import time
 
-FAR = float(2**33 if sys.maxsize > 2**32 else 2**31 - 1)  # what a time_t can say; nobody waits for it
+ABSTIME, CANCEL_ON_SET = 1, 2
+FAR = 2**31 - 1  # what the smallest time_t can say
 
-if sys.version_info >= (3, 13):
 
-    def listen() -> int | None:
-        """A descriptor that turns readable when the clock is set, or None where there is no such thing."""
-        try:
-            handle = os.timerfd_create(time.CLOCK_REALTIME, flags=os.TFD_NONBLOCK | os.TFD_CLOEXEC)
-        except OSError:
-            return None
-        _arm(handle)
-        return handle
-
-    def rang(handle: int) -> bool:
-        """True when the clock was set, which is told once; the alarm is armed again."""
-        try:
-            os.read(handle, 8)
-        except BlockingIOError:
-            return False
-        except OSError:  # ECANCELED
-            _arm(handle)
-            return True
-        return False  # it is later than FAR: from here on the resident looks for itself
-
-    def _arm(handle: int) -> None:
-        os.timerfd_settime(handle, flags=os.TFD_TIMER_ABSTIME | os.TFD_TIMER_CANCEL_ON_SET, initial=FAR)
-
-else:
-
-    def listen() -> int | None:
-        """None: this Python cannot ask for it."""
+def make() -> int | None:
+    """A descriptor that turns readable when the clock is set and is inherited, or None where there is no such thing."""
+    try:
+        import ctypes
+    except ImportError:  # a Python that was built without libffi
         return None
-
-    def rang(handle: int) -> bool:
-        """Never called."""
-        raise NotImplementedError
+    libc = ctypes.CDLL(None)
+    handle = int(libc.timerfd_create(time.CLOCK_REALTIME, os.O_NONBLOCK))
+    itimerspec = (ctypes.c_long * 4)(0, 0, FAR, 0)  # that of a C library whose time_t is a long, as these symbols are
+    if handle < 0 or libc.timerfd_settime(handle, ABSTIME | CANCEL_ON_SET, itimerspec, None):
+        return None
+    return handle

@@ -15,7 +15,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Replaces this process by the resident, so that nothing imported here stays in memory. Raises PiAgentError."""
-    from pi_agent.device import frames
+    from pi_agent.device import alarm, frames
     from pi_agent.device.preparation import prepare
 
     fields = prepare(vars(args))
@@ -23,7 +23,7 @@ def run(args: argparse.Namespace) -> int:
     os.write(writer, frames.pack(fields))
     os.close(writer)
     os.set_inheritable(reader, True)
-    code = f"import sys; sys.path[:0] = [{_home()!r}]; from pi_agent.device.agent import main; main({reader})"
+    code = f"import sys; sys.path[:0] = [{_home()!r}]; from pi_agent.device.agent import main; main({reader}, {alarm.make()})"
     os.execv(sys.executable, [sys.executable, "-I", "-S", "-c", code])  # noqa: S606  # no shell is wanted
 
 
