@@ -6,7 +6,8 @@
       BoardError                 the facts do not describe a board
         NotARaspberryPiError       they describe some other machine
         UnreadableBoardError       it may be a Raspberry Pi, but its code is missing or hidden
-      KeyFileError               missing, not a key, or open to others
+      KeyFileError               missing, not a key, or open to others: stays so until somebody mends it
+        KeyStoreError              the disk, chip or firmware that holds the key does not serve now: worth another try
       QueryError                 a query that means nothing (.position, .suggestion)
       MalformedTokenError        not a signed token in the one form we read
       InvalidAssertionError      a signed token that must not be believed (.claim)
@@ -66,9 +67,15 @@ class UnreadableBoardError(BoardError):
 class KeyFileError(PiAgentError):
     """The private key cannot be used as it lies there. ``path`` names the file."""
 
+    exit_code = 2  # the service is not started again because of it (RestartPreventExitStatus=, RA-23)
+
     def __init__(self, message: str, *, path: str, hint: str | None = None) -> None:
         super().__init__(message, hint=hint)
         self.path = path
+
+
+class KeyStoreError(KeyFileError):
+    exit_code = 1
 
 
 class QueryError(PiAgentError):

@@ -39,7 +39,7 @@ OURS = ("state", "run", "out")
 FAULTS = ("error=ENOSPC", "error=EIO", "error=EROFS", "signal=KILL")
 PYTHON = [sys.executable, "-I", "-B", "-c"]
 URL = "http://127.0.0.1:9"
-ASKED = {"action": "token", "audience": "", "refresh_token": "", "anchor": ""}
+ASKED = {"action": "token", "audience": "", "refresh_token": "", "anchor": "", "may_rotate": "1"}
 WRITE = f"import sys; sys.path.insert(0, {str(SOURCE)!r}); from pi_agent.device import sinks; "
 
 

@@ -10,7 +10,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -19,6 +19,7 @@ from device.resident import Agent, Authority, Home, a_home, an_authority, is_at_
 from device.servers import reply
 from pi_agent import client, jws
 from pi_agent.device import frames
+from pi_agent.device.keys import file
 
 
 @pytest.fixture
@@ -321,6 +322,59 @@ def test_the_resident_is_made_of_these_modules(home: Home) -> None:
 
 
 # Ends and beginnings
+
+
+def _a_link(key: Path) -> None:
+    key.rename(key.with_name("elsewhere"))
+    key.symlink_to("elsewhere")
+
+
+def _a_directory(key: Path) -> None:
+    key.unlink()
+    key.mkdir()
+
+
+def _another_key(key: Path) -> None:
+    key.unlink()
+    file.load_or_create(key.parent)
+
+
+SPOILED: dict[str, Callable[[Path], object]] = {
+    "missing": lambda key: key.unlink(),
+    "empty": lambda key: key.write_bytes(b""),
+    "garbled": lambda key: key.write_bytes(b"\0" * 200),
+    "open to others": lambda key: key.chmod(0o644),
+    "a link": _a_link,
+    "a directory": _a_directory,
+    "another key": _another_key,
+    "half an identity": lambda key: key.with_name("identity.json").write_text('{"version": 2, "iss'),
+}
+
+
+@pytest.mark.parametrize("spoil", SPOILED.values(), ids=SPOILED)
+def test_ra23_ra30_what_trying_again_cannot_mend_stops_the_service(home: Home, spoil: Callable[[Path], object]) -> None:
+    """One line that says what it is, a hint, and the exit code of RestartPreventExitStatus=; the file is left as it is."""
+    key = home.state / "key.pem"
+    spoil(key)
+    before = {path.name: (path.lstat().st_mode, path.lstat().st_mtime_ns) for path in home.state.iterdir()}
+    done = home.run("run")
+    assert done.returncode == 2, done.stderr
+    error, hint = done.stderr.splitlines()
+    assert error.startswith("error: ") and hint.startswith("hint: ")
+    assert before == {path.name: (path.lstat().st_mode, path.lstat().st_mtime_ns) for path in home.state.iterdir()}
+
+
+def test_ra21_a_disk_that_cannot_be_read_now_is_tried_again(home: Home) -> None:
+    """EIO on the key is another matter: systemd starts the agent again."""
+    broken = (
+        "import os; _open = os.open\n"
+        "def opens(path, *rest, **more):\n"
+        "    if str(path).endswith('key.pem'): raise OSError(5, 'Input/output error')\n"
+        "    return _open(path, *rest, **more)\n"
+        "os.open = opens"
+    )
+    done = home.run("run", first=broken)
+    assert (done.returncode, "key.pem: Input/output error" in done.stderr) == (1, True)
 
 
 def test_e12_a_second_agent_in_the_same_folder_says_so(agent: Agent, home: Home) -> None:

@@ -6,6 +6,7 @@ The machine's clock is never touched: the resident and its workers read one that
 from __future__ import annotations
 
 import os
+import threading
 import time
 from collections.abc import Iterator
 from email.utils import formatdate
@@ -124,6 +125,29 @@ def test_ra15_a_board_that_boots_in_1970_asks_as_soon_as_its_clock_is_set(tmp_pa
         until(lambda: is_asleep(agent))
         shifted.set(0)
         assert until(agent.token)
+
+
+def test_ra15_a_clock_that_is_set_while_an_attempt_is_under_way(tmp_path: Path) -> None:
+    """The attempt began in the wrong time and comes to nothing; the next is made at once, not when the back-off ends."""
+    shifted, answers = Shifted(tmp_path), threading.Event()
+    slow = "from pi_agent.device import schedule; schedule.retry_at = lambda now, *_, **__: now + 500"
+
+    def first_fails(channel: Any, _: Any) -> None:
+        is_first = not answers.is_set()
+        answers.wait(20)
+        channel.sendall(reply(status=503) if is_first else reply())
+
+    with (
+        serving(first_fails) as server,
+        a_home(server.url + "/token", issuer=server.url) as home,
+        home.start(home.bend(shifted.code), first=f"{shifted.code}{UNSEEN}\n{slow}", alarm=shifted.alarm) as agent,
+    ):
+        until(lambda: server.requests)
+        shifted.set(HOUR)
+        until(lambda: "the clock was set forward by 60 min" in agent.said())
+        answers.set()
+        assert until(agent.token)
+        assert len(server.requests) == 2
 
 
 def test_ra15_the_kernel_tells_the_resident_when_the_clock_is_set(tmp_path: Path) -> None:

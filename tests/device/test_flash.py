@@ -11,11 +11,35 @@ from pathlib import Path
 import pytest
 
 from device.living import eventually, living
+from device.rotating import Rotating
+from pi_agent.device import identity
+from pi_agent.device.keys import file
 
 sys.path.append(str(Path(__file__).parents[1] / "boot"))
 from flash import TRACE, card_writes  # a day of it, under systemd, is measured by ./dev boot
 
 REFRESHES = 3
+
+
+def test_a_server_that_always_wants_another_key_does_not_wear_the_card(tmp_path: Path) -> None:
+    """F-04: one rotation a day at most; that it will not do more is a warning, and one line in the log."""
+    with living(tmp_path) as pi:
+        state = tmp_path / "state"
+        server = Rotating(file.load(state).public_key(), pi.server.url)
+        pi.answers.now, pi.answers.metadata = server, server.metadata
+        with pi.running() as agent:
+            for number in range(1, 7):
+                server.is_due = True
+                agent.send_signal(signal.SIGUSR1)
+                eventually(lambda wanted=number: pi.status()["refreshes"] >= wanted, "refresh")  # type: ignore[misc]
+            said = "the key is not rotated yet: the server asks for another, and the last is not a day old"
+            assert pi.status()["warnings"] == [said]
+            assert pi.log().count(said) == 1
+        turned = identity.load(state)
+        assert (turned.kid != pi.kid, turned.next_key, list(server.keys)) == (True, "", [turned.kid])
+        assert sorted(path.name for path in state.glob("*.pem")) == sorted(
+            key.removeprefix("file:") for key in (turned.previous_key, turned.key)
+        )
 
 
 @pytest.mark.skipif(not shutil.which("strace"), reason="strace is not installed")

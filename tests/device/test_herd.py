@@ -85,6 +85,31 @@ def test_the_second_wave_is_no_wave() -> None:
     assert max(moments.values()) <= 2 * 100_000 / (0.2 * LIFE)
 
 
+def test_ra34_only_a_success_that_lasts_ends_the_back_off() -> None:
+    """Two good answers between failures are no reason to begin at two seconds again; a minute of them is."""
+    slot = Slot("", "", 0.0)
+
+    def window(now: float) -> float:
+        """How long the slot waits at most, after a failure at ``now``."""
+        slot.asked = now
+        slot.fail({"outcome": "failed"}, now, 0.999)
+        return round(slot.next - now)
+
+    def success(now: float) -> None:
+        attempt(slot, now, random.Random(0), token=True)
+
+    assert [window(0), window(2), window(6)] == [2, 4, 8]
+    success(14)
+    success(15)
+    assert (window(16), slot.failures) == (16, 1)
+    success(40)
+    success(70)
+    assert window(99) == 32
+    success(200)
+    success(230)
+    assert window(260) == 2
+
+
 def test_a_flapping_network_makes_no_storm() -> None:
     """RA-34: however often the network comes and goes, there is at most one attempt a second."""
     rng = random.Random(4)

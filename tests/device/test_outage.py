@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import time
 from collections.abc import Iterator
+from itertools import pairwise
 
 import pytest
 
@@ -31,10 +32,12 @@ class Wound(agent.Agent):
         self.now = 5000.0
         self.rng = rng
         self.is_down = True
+        self.moments: list[float] = []
         super().__init__(settings)
 
     def _spawn(self, module: str, request: dict[str, str], now: float, purpose: object) -> None:
         assert isinstance(purpose, Slot)
+        self.moments.append(now)
         reason, message = self.rng.choice(FAULTS)
         failure = {"outcome": "failed", "reason": reason, "message": message}
         self._finish(purpose, failure if self.is_down else TOKEN, now)
@@ -76,6 +79,22 @@ def test_ra01_g09_a_week_without_a_server(
     assert living.tokens.default.left(living.now) > 0
     assert living.state(living.now) == "ok"
     assert "Traceback" not in "".join(said)
+
+
+def test_ra34_a_flapping_network_and_several_tokens_make_no_storm(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
+    """There is a new address at every turn, and four tokens are missing: still a second lies between two attempts."""
+    wound: list[Wound] = []
+    monkeypatch.setattr(agent, "boot_seconds", lambda: wound[0].now if wound else 5000.0)
+    living = Wound(home.fields(), random.Random(5))
+    wound.append(living)
+    for number in range(3):
+        living.tokens.find(f"https://{number}.example", "", living.now)
+    for _ in range(60):
+        living._try_failed(living.now)
+        living.live(living.now + 0.1)
+    living._stop()
+    assert len(living.moments) >= 50
+    assert all(later - earlier >= 0.999 for earlier, later in pairwise(living.moments))
 
 
 def test_ra17_a_board_that_sleeps_wakes_up_without_a_token(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -116,7 +116,7 @@ def test_agent_waits_for_nothing() -> None:
 
 
 def test_settings_errors_are_final() -> None:
-    """Exit code 2, which is a wrong setting, does not start the agent again."""
+    """RA-23: exit code 2, which is a wrong setting or a key that cannot be used, does not start the agent again."""
     service = unit("pi-agent.service")["Service"]
     assert service["Restart"] == "on-failure"
     assert service["RestartPreventExitStatus"] == "2"

@@ -23,6 +23,8 @@ from pi_agent.errors import PiAgentError
 WORKER_DEADLINE = 40.0  # the worker ends its own attempt after 30
 LONGEST_NAP = 10.0  # a suspended board wakes up in the middle of a nap, and boot time has gone on
 HEARTBEAT = 5.0
+KEY_REST = 86400.0  # between two rotations, however often the server asks for one: it must not wear the card out
+NEVER_YET = -KEY_REST
 MAX_EVENTS = 64  # taken from the epoll at a time
 UNSENT = ("board_document", "allow", "flags", "warnings", "note")  # what a worker has no use for
 
@@ -88,6 +90,8 @@ class Agent:
         self._note = settings["note"]
         self._children: dict[int, children.Child] = {}
         self._in_flight: Slot | None = None
+        self._overtaken = False  # the world has changed since that attempt began
+        self._new_key = NEVER_YET
         self._anchor: float | None = None
         self._watch = clock.Watch(time.time(), now)
         self._beat = 0.0
@@ -176,8 +180,9 @@ class Agent:
             "audience": slot.audience,
             "scope": slot.scope,
             "refresh_token": slot.refresh_token,
+            "may_rotate": "1" if now - self._new_key >= KEY_REST else "",
         }
-        self._in_flight = slot
+        self._in_flight, self._overtaken = slot, False
         try:
             self._spawn("pi_agent.device.worker", request, now, slot)
         except OSError as error:  # no process, memory or descriptor to be had: as good as a failed attempt
@@ -216,6 +221,8 @@ class Agent:
     def _finish(self, slot: Slot, fields: dict[str, str], now: float) -> None:
         self._in_flight = None
         slot.renewing = False
+        if fields.get("rotates"):
+            self._new_key = now
         if fields.get("anchor"):
             self._anchor = float(fields["anchor"])
         self._note = fields.get("note", self._note)
@@ -227,6 +234,10 @@ class Agent:
             self._book(slot, fields, now)
         except (KeyError, ValueError):
             self._book(slot, {"outcome": "failed", "reason": "worker", "message": "the worker made no sense"}, now)
+        if slot.failure:
+            self.tokens.rest = slot.asked + schedule.SHORTEST_PAUSE
+            if self._overtaken:
+                slot.try_now(now)
         if slot is self.tokens.default:
             self._outlets.put(slot, now, changed=slot.outcome != before, start=self._start_hook)
             notify("STATUS=" + self.sentence(now, slot))
@@ -254,8 +265,9 @@ class Agent:
             self._journal.say(f"cannot run {command[0]}: {error.strerror}", level=WARNING)
 
     def _try_failed(self, now: float) -> None:
-        """The world has changed: what failed, or has not begun, is worth another try at once (at most one a second)."""
+        """The world has changed: what failed, or fails yet, is worth another try at once (at most one a second)."""
         self._due = 0.0
+        self._overtaken = True
         for slot in self.tokens:
             if slot.failure and not self._signed_out:
                 slot.try_now(now)
@@ -288,6 +300,7 @@ class Agent:
     def _sign_in(self, now: float) -> None:
         self._signed_out = ""
         self._due = 0.0
+        self._overtaken = True
         self.tokens.each(lambda slot: slot.try_now(now))
 
     def is_coming(self, slot: Slot, until: float) -> bool:

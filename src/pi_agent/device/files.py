@@ -7,6 +7,7 @@ therefore cannot redirect a write, and a power cut cannot tear one (requirements
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 import pwd
@@ -15,7 +16,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from pi_agent.errors import KeyFileError
+from pi_agent.errors import KeyFileError, KeyStoreError
 
 ROOM = 64 * 1024  # a key and an identity, each with the one that it replaces, and the folder's own blocks
 
@@ -231,4 +232,5 @@ def _forget(name: str, directory: int) -> None:
 
 
 def _failed(what: str, path: Path, error: OSError) -> KeyFileError:
-    return KeyFileError(f"cannot {what} {path}: {error.strerror}", path=str(path), hint=f"ls -ld {path.parent}")
+    kind = KeyFileError if error.errno in (errno.ELOOP, errno.EACCES) else KeyStoreError  # a link, or another's file
+    return kind(f"cannot {what} {path}: {error.strerror}", path=str(path), hint=f"ls -ld {path.parent}")

@@ -13,6 +13,7 @@ REFUSED_BASE, REFUSED_CAP = 300.0, 3600.0
 PENDING_BASE, PENDING_CAP = 5.0, 120.0
 MAX_RETRY_AFTER = 6 * 3600.0
 SHORTEST_PAUSE = 1.0
+LASTING = 60.0  # a success that holds this long ends a back-off: a network that comes and goes does not (RA-34)
 BOOTING = 600.0  # an agent that starts this soon after boot was probably woken by a power cut, with all the others
 RESTART_SPREAD = 2.0
 
@@ -35,7 +36,7 @@ def refresh_at(asked_at: float, expires_in: float, *, chance: float) -> float:
 
 
 def retry_at(now: float, outcome: str, failures: int, *, chance: float, retry_after: float | None = None) -> float:
-    """The next attempt after ``failures`` (1, 2, ...) in a row that ended in ``outcome``."""
+    """The next attempt after one that ended in ``outcome``, the last of ``failures`` (1, 2, ...) without a lasting success."""
     doubled = 2.0 ** min(failures - 1, 20)
     if outcome == REFUSED:
         pause = min(REFUSED_CAP, REFUSED_BASE * doubled) * (0.9 + 0.2 * chance)

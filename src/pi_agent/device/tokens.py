@@ -34,6 +34,8 @@ class Slot:
         self.next = first
         self.wanted = first
         self.failures = 0
+        self.doublings = 0  # failures since the last success that lasted
+        self.since = 0.0  # when this run of successes began
         self.renewing = False
         self.outcome = "starting"
         self.failure: dict[str, str] = {}
@@ -61,23 +63,28 @@ class Slot:
         self.expires = self.asked + self.life
         self.next = schedule.refresh_at(self.asked, self.life, chance=chance)
         self.failures = 0
+        if self.outcome != "token":
+            self.since = self.asked
         self.outcome, self.failure = "token", {}
 
     def fail(self, fields: dict[str, str], now: float, chance: float) -> None:
         """An attempt came to nothing; what was there before stays."""
         self.failures += 1
+        lasted = self.outcome == "token" and now - self.since >= schedule.LASTING
+        self.doublings = 1 if lasted else self.doublings + 1
         self.outcome, self.failure = fields["outcome"], fields
         if fields.get("forget_refresh_token"):
             self.refresh_token = ""
         text = fields.get("retry_after", "")
         retry_after = float(text) if text.isdigit() and len(text) < 10 else None
-        self.next = schedule.retry_at(now, self.outcome, self.failures, chance=chance, retry_after=retry_after)
+        self.next = schedule.retry_at(now, self.outcome, self.doublings, chance=chance, retry_after=retry_after)
 
     def clear(self, next_attempt: float) -> None:
         """Forget the token, and try again at ``next_attempt``."""
         self.head = self.tail = self.refresh_token = ""
         self.expires, self.next = 0.0, next_attempt
-        self.outcome, self.failure, self.failures = "starting", {}, 0
+        self.outcome, self.failure = "starting", {}
+        self.failures = self.doublings = 0
 
 
 class Tokens:
@@ -86,6 +93,7 @@ class Tokens:
     def __init__(self, audience: str, scope: str, first: float) -> None:
         self.default = Slot(audience, scope, first)
         self._slots = {(audience, scope): self.default}
+        self.rest = 0.0  # until then nothing is asked at all
 
     def __iter__(self):  # type: ignore[no-untyped-def]  # Iterator[Slot]; the word would need an import at run time
         return iter(list(self._slots.values()))
@@ -100,12 +108,12 @@ class Tokens:
         return slot
 
     def next_attempt(self) -> float:
-        return min(slot.next for slot in self._slots.values())
+        return max(self.rest, min(slot.next for slot in self._slots.values()))
 
     def due(self, now: float) -> Slot | None:
         """The slot that has waited longest, or None when no attempt is due."""
         slot: Slot = min(self._slots.values(), key=_next)
-        return slot if slot.next <= now else None
+        return slot if self.next_attempt() <= now else None
 
     def sweep(self, now: float) -> None:
         """Let go of slots that nobody asks for any more."""

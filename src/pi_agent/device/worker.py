@@ -4,7 +4,8 @@ It gets its settings as a frame on standard input and answers with a frame on st
 ``outcome`` is ``token``, ``pending``, ``refused``, ``failed`` or ``revoked``. With ``token`` come ``expires_in`` and the
 answer's JSON in two halves, ``head`` and ``tail``, between which the resident writes how many seconds are left.
 Otherwise ``message``, ``hint``, ``reason`` and ``retry_after``. ``anchor`` is what the server's Date told (``clock.py``),
-``note`` what is wrong with keeping keys. Whatever goes wrong is an answer.
+``note`` what is wrong with keeping keys, and ``rotates`` is there when another key was begun, which takes the request's
+``may_rotate``. Whatever goes wrong is an answer.
 """
 
 from __future__ import annotations
@@ -68,7 +69,7 @@ class Attempt:
         self._settings = settings
         self._anchor = float(settings["anchor"]) if settings.get("anchor") else None
         self._transport = transport(settings)
-        self._forgotten = False
+        self._forgotten = self._rotates = False
         self._state = Path(settings["state"])
         self._known: identity.Identity
         self._note = ""
@@ -130,6 +131,7 @@ class Attempt:
         self._learn()
         learned: Fields = {"forget_refresh_token": "1"} if self._forgotten else {}
         learned["note"] = self._note or identity.obstacle(self._state)
+        learned |= {"rotates": "1"} if self._rotates else {}
         return learned | ({} if self._anchor is None else {"anchor": repr(self._anchor)})
 
     def _wrong_clock(self, failure: str) -> str:
@@ -174,9 +176,16 @@ class Attempt:
             if known.next_key and key.public_key().kid != known.kid:
                 self._known = rotate.finish(self._state, known, key)
             elif token.key_rotation and not known.next_key:
-                self._known = rotate.begin(self._state, known, stores.successor(known.key))
+                self._begin_rotation(known)
         except PiAgentError as error:
             self._note = f"{POSTPONED}: {error}"
+
+    def _begin_rotation(self, known: identity.Identity) -> None:
+        if self._settings.get("may_rotate"):
+            self._known = rotate.begin(self._state, known, stores.successor(known.key))
+            self._rotates = True
+        else:
+            self._note = f"{POSTPONED}: the server asks for another, and the last is not a day old"
 
     def _buy(self, profile: request.Profile, key: KeyStore, refresh_token: str = "") -> oauth.Token:
         scope = self._settings["scope"]

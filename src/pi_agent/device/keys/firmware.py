@@ -24,7 +24,7 @@ from cryptography.hazmat.primitives.asymmetric.utils import decode_dss_signature
 from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.serialization import load_der_public_key
 
-from pi_agent.errors import KeyFileError
+from pi_agent.errors import KeyStoreError
 from pi_agent.jwk import PublicKey, public_key
 
 TOOL = "rpi-fw-crypto"
@@ -62,7 +62,7 @@ class FirmwareKey:
         return self.public
 
     def sign(self, signing_input: bytes) -> bytes:
-        """The 64 bytes r || s (RFC 7518 section 3.4) of the firmware's DER signature. Raises KeyFileError."""
+        """The 64 bytes r || s (RFC 7518 section 3.4) of the firmware's DER signature. Raises KeyStoreError."""
         memory = os.memfd_create("signing-input", os.MFD_CLOEXEC)
         try:
             os.write(memory, signing_input)
@@ -75,35 +75,35 @@ class FirmwareKey:
 
 
 def load(slot: int, tool: str = TOOL) -> FirmwareKey:
-    """The key in ``slot``. Raises KeyFileError: no tool, one that is too old, an empty slot, a lock."""
+    """The key in ``slot``. Raises KeyStoreError: no tool, one that is too old, an empty slot, a lock."""
     der = _run(tool, "pubkey", "--key-id", str(slot))
     try:
         key = load_der_public_key(der)
     except ValueError:
         key = None
     if not isinstance(key, EllipticCurvePublicKey) or not isinstance(key.curve, SECP256R1):
-        raise KeyFileError(f"slot {slot} gave no P-256 public key", path=tool, hint=f"{tool} get-key-status {slot}")
+        raise KeyStoreError(f"slot {slot} gave no P-256 public key", path=tool, hint=f"{tool} get-key-status {slot}")
     return FirmwareKey(tool, slot, public_key(key), _status(tool, slot))
 
 
 def find(tool: str = TOOL) -> FirmwareKey:
-    """The key in the first slot that has one. Raises KeyFileError when none has."""
+    """The key in the first slot that has one. Raises KeyStoreError when none has."""
     text = _run(tool, "get-num-otp-keys").decode("utf-8", "replace")
     if (found := _COUNT.search(text)) is None:
-        raise KeyFileError(f"{tool} does not say how many keys there are", path=tool, hint=INSTALL)
+        raise KeyStoreError(f"{tool} does not say how many keys there are", path=tool, hint=INSTALL)
     if found[1] != "0":
         for slot in SLOTS:
             try:
                 return load(slot, tool)
-            except KeyFileError:
+            except KeyStoreError:
                 continue
-    raise KeyFileError("the board's one-time programmable memory holds no key yet", path=tool, hint=BURN)
+    raise KeyStoreError("the board's one-time programmable memory holds no key yet", path=tool, hint=BURN)
 
 
 def _status(tool: str, slot: int) -> tuple[str, ...]:
     try:
         text = _run(tool, "get-key-status", str(slot)).decode("utf-8", "replace")
-    except KeyFileError:
+    except KeyStoreError:
         return ()  # it only informs; the key was readable
     found = _STATUS.search(text)
     return tuple(found[1].split()) if found else ()
@@ -115,7 +115,7 @@ def _raw(der: bytes, signed: bytes, public: PublicKey) -> bytes:
         public.key.verify(der, signed, ECDSA(SHA256()))
         r, s = decode_dss_signature(der)
     except (InvalidSignature, ValueError):
-        raise KeyFileError(
+        raise KeyStoreError(
             "the firmware's signature does not fit its own public key", path=TOOL, hint="sudo rpi-eeprom-update -a"
         ) from None
     return r.to_bytes(32, "big") + s.to_bytes(32, "big")
@@ -133,25 +133,25 @@ def _run(tool: str, command: str, *arguments: str, keep: int | None = None) -> b
             pass_fds=(keep,) if keep is not None else (),
         )
     except FileNotFoundError:
-        raise KeyFileError(f"{tool} is not installed", path=tool, hint=INSTALL) from None
+        raise KeyStoreError(f"{tool} is not installed", path=tool, hint=INSTALL) from None
     except subprocess.TimeoutExpired:
-        raise KeyFileError(f"{tool} {command} did not end within {SECONDS} s", path=tool, hint="reboot") from None
+        raise KeyStoreError(f"{tool} {command} did not end within {SECONDS} s", path=tool, hint="reboot") from None
     except OSError as error:
-        raise KeyFileError(f"cannot run {tool}: {error.strerror}", path=tool, hint=f"ls -l {tool}") from None
+        raise KeyStoreError(f"cannot run {tool}: {error.strerror}", path=tool, hint=f"ls -l {tool}") from None
     if done.returncode != 0:
         raise _refused(tool, command, done)
     return done.stdout
 
 
-def _refused(tool: str, command: str, done: subprocess.CompletedProcess[bytes]) -> KeyFileError:
+def _refused(tool: str, command: str, done: subprocess.CompletedProcess[bytes]) -> KeyStoreError:
     words = done.stderr.decode("utf-8", "replace")
     if code := _REFUSAL.search(words):
         why = REFUSALS.get(int(code[1]), f"firmware error {code[1]}")
-        return KeyFileError(f"the firmware refuses {command}: {why}", path=tool, hint=f"{tool} get-num-otp-keys")
+        return KeyStoreError(f"the firmware refuses {command}: {why}", path=tool, hint=f"{tool} get-num-otp-keys")
     if "sage" in words:  # the tool prints its usage for what it does not know
-        return KeyFileError(f"{tool} is too old: it does not know {command}", path=tool, hint=INSTALL)
+        return KeyStoreError(f"{tool} is too old: it does not know {command}", path=tool, hint=INSTALL)
     if "vcio" in words or "ermission" in words:
-        return KeyFileError(
+        return KeyStoreError(
             "the firmware's mailbox is closed to this user", path="/dev/vcio", hint="sudo usermod -aG video pi-agent"
         )
-    return KeyFileError(f"{tool} {command} ended with status {done.returncode}", path=tool, hint=INSTALL)
+    return KeyStoreError(f"{tool} {command} ended with status {done.returncode}", path=tool, hint=INSTALL)

@@ -30,7 +30,7 @@ from cryptography.hazmat.primitives.asymmetric.utils import encode_dss_signature
 from cryptography.hazmat.primitives.hashes import SHA256
 
 from pi_agent.device import files
-from pi_agent.errors import ConfigError, KeyFileError
+from pi_agent.errors import ConfigError, KeyStoreError
 from pi_agent.jwk import PublicKey, public_key
 
 SCHEME = "pkcs11:"
@@ -102,7 +102,7 @@ class TokenKey:
         return self.public
 
     def sign(self, signing_input: bytes) -> bytes:
-        """The 64 bytes r || s, which is how a token gives them (PKCS #11 section 6.3.1). Raises KeyFileError."""
+        """The 64 bytes r || s, which is how a token gives them (PKCS #11 section 6.3.1). Raises KeyStoreError."""
         digest = hashlib.sha256(signing_input).digest()
         mechanism = self.library.api.Mechanism(self.library.api.CKM_ECDSA, None)
         signature = bytes(_call(self.library, lambda: self.session.sign(self.handle, digest, mechanism)))
@@ -111,7 +111,7 @@ class TokenKey:
 
 
 def load(text: str) -> TokenKey:
-    """The key that the URI names. Raises FileNotFoundError when the token has none by that name, else KeyFileError."""
+    """The key that the URI names. Raises FileNotFoundError when the token has none by that name, else KeyStoreError."""
     return _load(_session(parse(text)), parse(text))
 
 
@@ -146,7 +146,7 @@ class _Library:
         try:
             self.api: Any = importlib.import_module("PyKCS11")
         except ImportError:
-            raise KeyFileError(
+            raise KeyStoreError(
                 "the key is in a token, and PyKCS11 is not installed", path=module, hint=INSTALL
             ) from None
         self.lib = self.api.PyKCS11Lib()
@@ -155,10 +155,10 @@ class _Library:
             self.lib.load(module)
         except self.api.PyKCS11Error as error:
             if error.value == NOT_LOADED:
-                raise KeyFileError(f"{module} is no PKCS #11 module", path=module, hint=f"ls -l {module}") from None
+                raise KeyStoreError(f"{module} is no PKCS #11 module", path=module, hint=f"ls -l {module}") from None
             hint = "is its hardware there, and may this user open it? For a TPM: ls -l /dev/tpmrm0"
             code = self.api.CKR.get(error.value, error.value)
-            raise KeyFileError(f"{module} does not start: {code}", path=module, hint=hint) from None
+            raise KeyStoreError(f"{module} does not start: {code}", path=module, hint=hint) from None
 
 
 @functools.cache  # a module is initialised once in a process; the PyKCS11 of Debian 12 does not count its users
@@ -180,7 +180,7 @@ def _session(uri: Uri) -> _Opened:
     slot = _slot(library, uri)
     flags = _call(library, lambda: lib.getTokenInfo(slot)).flags
     if flags & (api.CKF_USER_PIN_FINAL_TRY | api.CKF_USER_PIN_LOCKED):
-        raise KeyFileError(
+        raise KeyStoreError(
             "the token's PIN was wrong too often; it is not tried again", path=uri.pin_file, hint="reset the PIN"
         )
     session = _call(library, lambda: lib.openSession(slot, api.CKF_SERIAL_SESSION | api.CKF_RW_SESSION))
@@ -196,9 +196,9 @@ def _pin(path: Path) -> str:
     try:
         return files.read_private(path, limit=256).decode("utf-8").strip()
     except FileNotFoundError:
-        raise KeyFileError(f"the PIN file {path} is missing", path=str(path), hint=f"ls -l {path}") from None
+        raise KeyStoreError(f"the PIN file {path} is missing", path=str(path), hint=f"ls -l {path}") from None
     except UnicodeDecodeError:
-        raise KeyFileError(f"the PIN file {path} is not text", path=str(path)) from None
+        raise KeyStoreError(f"the PIN file {path} is not text", path=str(path)) from None
 
 
 def _slot(library: _Library, uri: Uri) -> int:
@@ -217,7 +217,7 @@ def _slot(library: _Library, uri: Uri) -> int:
     if len(found) != 1:
         name = uri.token or "that the URI names"
         count = "no token" if not found else f"{len(found)} tokens"
-        raise KeyFileError(f"there is {count} {name}", path=uri.module, hint=f"pkcs11-tool --module {uri.module} -L")
+        raise KeyStoreError(f"there is {count} {name}", path=uri.module, hint=f"pkcs11-tool --module {uri.module} -L")
     return int(found[0])
 
 
@@ -236,7 +236,7 @@ def _load(opened: _Opened, uri: Uri) -> TokenKey:
     if not private and not public:
         raise FileNotFoundError(uri.object)
     if len(private) != 1 or len(public) != 1:
-        raise KeyFileError(f"the token has no single key pair called {uri.object}", path=uri.module)
+        raise KeyStoreError(f"the token has no single key pair called {uri.object}", path=uri.module)
     wanted = [api.CKA_EC_PARAMS, api.CKA_EC_POINT]
     curve, point = _call(opened.library, lambda: session.getAttributeValue(public[0], wanted))
     protection = _call(opened.library, lambda: _protection(opened, private[0]))
@@ -252,7 +252,7 @@ def _public_key(curve: Any, point: Any, uri: Uri) -> PublicKey:
             raise ValueError
         return public_key(EllipticCurvePublicKey.from_encoded_point(SECP256R1(), data))
     except ValueError:
-        raise KeyFileError(f"the token's key {uri.object} is not on P-256", path=uri.module) from None
+        raise KeyStoreError(f"the token's key {uri.object} is not on P-256", path=uri.module) from None
 
 
 def _protection(opened: _Opened, handle: Any) -> str:
@@ -288,7 +288,7 @@ def _check(signature: bytes, signed: bytes, public: PublicKey) -> None:
     try:
         public.key.verify(encode_dss_signature(r, s), signed, ECDSA(SHA256()))
     except InvalidSignature:
-        raise KeyFileError("the token's signature does not fit its own public key", path="pkcs11") from None
+        raise KeyStoreError("the token's signature does not fit its own public key", path="pkcs11") from None
 
 
 def _call(library: _Library, call: Any) -> Any:
@@ -298,7 +298,7 @@ def _call(library: _Library, call: Any) -> Any:
         raise _refused(library, error) from None
 
 
-def _refused(library: _Library, error: Any) -> KeyFileError:
+def _refused(library: _Library, error: Any) -> KeyStoreError:
     code = library.api.CKR.get(error.value, str(error.value))
     hint = "put the right PIN into the file that pin-source names" if str(code).startswith("CKR_PIN") else None
-    return KeyFileError(f"the token refuses: {code}", path=library.module, hint=hint)
+    return KeyStoreError(f"the token refuses: {code}", path=library.module, hint=hint)
