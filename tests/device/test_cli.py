@@ -148,7 +148,7 @@ def test_what_takes_root_says_so(bare: Home, say: Any, monkeypatch: pytest.Monke
     monkeypatch.setattr(files, "make_directory", denied)
     code, _, err = say("setup", "https://fleet.example")
     assert (code, err) == (
-        1,
+        2,
         "error: cannot open /x: Permission denied\nhint: it takes root: sudo pi-agent setup ...\n",
     )
 
@@ -164,10 +164,10 @@ def test_with_json_an_error_is_json_too(home: Home, say: Any, command: str) -> N
 
 
 def test_a_broken_key_stops_before_it_starts(home: Home, say: Any) -> None:
-    """A damaged identity is named, with the file."""
+    """RA-23: a damaged identity is named, with the file, and systemd is told that trying again is of no use."""
     (home.state / "identity.json").write_text("{")
     code, _, err = say("run")
-    assert code == 1
+    assert code == 2
     assert err.startswith(f"error: {home.state}/identity.json is damaged; it was left as it is\nhint: ")
 
 
