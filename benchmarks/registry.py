@@ -73,7 +73,7 @@ def main() -> int:
     try:
         made = prepare(folder, arguments.devices)
         with served(folder) as process:
-            figures = [*made, *measure(client.connect(Settings(data=folder)), folder, process)]
+            figures = [*made, *measure(connect(folder), folder, process)]
     finally:
         if cluster:
             cluster.close()
@@ -109,6 +109,11 @@ def prepare(folder: Path, devices: int) -> list[Figure]:
     return [Figure(f"simulate {devices:,} devices and 30 days of events", time.perf_counter() - started, None, "s")]
 
 
+def connect(folder: Path) -> client.Fleet:
+    """The fleet of a server that runs. Raises TransportError."""
+    return client.connect(folder, lambda: Settings(data=folder), served=True)
+
+
 @contextmanager
 def served(folder: Path) -> Iterator[subprocess.Popen[bytes]]:
     command = [str(BIN / "pi-fleet"), "--data", str(folder), "serve", "--bind", "127.0.0.1:0"]
@@ -117,7 +122,7 @@ def served(folder: Path) -> Iterator[subprocess.Popen[bytes]]:
         try:
             for _ in range(300):
                 with suppress(TransportError):
-                    client.connect(Settings(data=folder), served=True)
+                    connect(folder)
                     break
                 time.sleep(0.1)
             yield process

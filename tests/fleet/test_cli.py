@@ -198,8 +198,11 @@ def test_help_ends_with_an_example() -> None:
 
 
 def test_a_command_to_a_server_loads_little(live: LiveFleet) -> None:
-    """A list needs the standard library only, and of that neither TLS nor the parsers of mail and TOML."""
-    dear = ["django", "cryptography", "ssl", "email", "http", "tomllib", "logging", "tempfile", "sqlite3"]
+    """A list needs the standard library only, and of that neither TLS nor the parsers of mail and TOML, nor the settings."""
+    dear = [
+        *("django", "cryptography", "ssl", "email", "http", "tomllib", "logging", "tempfile", "sqlite3"),
+        *("dataclasses", "inspect", "typing", "shutil", "pi_agent.catalogue", "pi_agent.fleet.settings"),
+    ]
     code = f"import sys; from pi_agent.fleet.cli import main; main(); print([n for n in {dear} if n in sys.modules])"
     done = subprocess.run(
         [sys.executable, "-c", code, "--data", str(live.data), "devices"],

@@ -18,6 +18,10 @@ from pi_agent import __version__
 from pi_agent.errors import PiAgentError, QueryError
 from pi_agent.fleet.commands.common import say
 
+TYPE_CHECKING = False  # type checkers take it for true; the module would cost a command line milliseconds
+if TYPE_CHECKING:
+    from typing import Any
+
 # What each file of ``commands`` has; only those that a command line names are imported.
 COMMANDS = {
     "local": {"serve", "simulate"},
@@ -100,13 +104,35 @@ def _complain(error: PiAgentError) -> None:
         say(f"try: {error.suggestion}")
 
 
+class _Help(argparse.HelpFormatter):
+    """As argparse has it, which makes one for each option that is added, and imports ``shutil`` to ask for the width."""
+
+    def __init__(self, prog: str) -> None:
+        try:
+            columns = int(os.environ.get("COLUMNS", "0")) or os.get_terminal_size(1).columns
+        except (OSError, ValueError):
+            columns = 80
+        super().__init__(prog, width=columns - 2)
+
+
+class _RawHelp(_Help, argparse.RawDescriptionHelpFormatter):
+    """The same, with the lines of a description as they are."""
+
+
+class _Parser(argparse.ArgumentParser):
+    """A parser whose commands have that help, too."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**{"formatter_class": _Help, **options})
+
+
 def _parser(argv: Sequence[str]) -> argparse.ArgumentParser:
     """The parser of the commands that a line may mean: of those it names, or of all."""
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="pi-fleet",
         description="Know every Raspberry Pi of a fleet: which board it is, and when it authenticated.",
         epilog=EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        formatter_class=_RawHelp,
     )
     parser.add_argument("--version", action="version", version=f"pi-fleet {__version__}")
     parser.add_argument("--data", type=Path, metavar="DIR", help="the folder of the fleet")

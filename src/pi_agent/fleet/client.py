@@ -10,13 +10,30 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
-from typing import Any, Protocol
+from pathlib import Path
 from urllib.parse import quote, urlencode, urlsplit
 
 from pi_agent.errors import ConfigError, ConflictError, PiAgentError, QueryError, TransportError, UnknownDeviceError
-from pi_agent.fleet.settings import Settings, default_data
+from pi_agent.fleet.place import SOCKET, default_data
 from pi_agent.fleet.wire import LocalConnection
+
+TYPE_CHECKING = False  # type checkers take it for true; typing and dataclasses would cost a command line milliseconds
+if TYPE_CHECKING:
+    from typing import Any, Protocol
+
+    from pi_agent.fleet.settings import Settings
+
+    class _Answer(Protocol):
+        status: int
+
+        def read1(self, most: int, /) -> bytes: ...
+        def close(self) -> None: ...
+
+    class _Connection(Protocol):
+        def request(self, method: str, path: str, body: bytes | None, headers: Mapping[str, str], /) -> None: ...
+        def getresponse(self) -> _Answer: ...
+        def close(self) -> None: ...
+
 
 SECONDS = 60
 CHUNK = 64 * 1024
@@ -26,14 +43,14 @@ LOOPBACK = ("127.0.0.1", "::1", "localhost")
 Exchange = Callable[[str, str, bytes, Mapping[str, str]], tuple[int, Iterator[bytes]]]
 
 
-@dataclass(frozen=True, slots=True)
 class Fleet:
     """The REST interface of one fleet. Members in, members out; a refusal is raised as the error it was on the other side.
 
     A change carries a key of its own, so that it can be sent again when its answer was lost, and happens once.
     """
 
-    exchange: Exchange
+    def __init__(self, exchange: Exchange) -> None:
+        self.exchange = exchange
 
     def get(self, path: str, **parameters: object) -> dict[str, Any]:
         return self._members("GET", _target(path, parameters))
@@ -104,17 +121,19 @@ def error_of(status: int, members: Mapping[str, Any]) -> PiAgentError:
     return error
 
 
-def connect(settings: Settings, *, create: bool = False, served: bool = False) -> Fleet:
-    """The fleet in a data folder. ``create`` makes one where there is none; else that is a TransportError.
+def connect(data: Path, load: Callable[[], Settings], *, create: bool = False, served: bool = False) -> Fleet:
+    """The fleet in a data folder, whose settings are only loaded when no server runs there.
 
-    ``served``: it is one, too, when no server runs there.
+    ``create`` makes one where there is none; else that is a TransportError. ``served``: it is one, too, when there is one
+    that no server serves.
     """
-    connection = _server_of(settings)
+    path = data / SOCKET
+    connection = _server_at(path)
     if connection is not None:
-        name = f"the server at {settings.socket}"
-        return Fleet(_Wire(lambda: _local(settings), name, {}, connection))
+        return Fleet(_Wire(lambda: LocalConnection(str(path), SECONDS), f"the server at {path}", {}, connection))
     if served:
-        raise TransportError(f"no server runs in {settings.data}", reason="absent")
+        raise TransportError(f"no server runs in {data}", reason="absent")
+    settings = load()
     if not create and not settings.shares_database and not settings.database.exists():
         raise TransportError(
             f"there is no fleet in {settings.data}",
@@ -144,19 +163,6 @@ def connect_to(url: str, token: str) -> Fleet:
     headers = {"authorization": f"Bearer {token}"}
     errors = (OSError, http.client.HTTPException)
     return Fleet(_Wire(lambda: kind(host, port, timeout=SECONDS), url, headers, errors=errors))
-
-
-class _Answer(Protocol):
-    status: int
-
-    def read1(self, most: int, /) -> bytes: ...
-    def close(self) -> None: ...
-
-
-class _Connection(Protocol):
-    def request(self, method: str, path: str, body: bytes | None, headers: Mapping[str, str], /) -> None: ...
-    def getresponse(self) -> _Answer: ...
-    def close(self) -> None: ...
 
 
 class _Wire:
@@ -210,20 +216,16 @@ def command(settings: Settings) -> str:
     return "pi-fleet" if settings.data == default_data(os.environ) else f"pi-fleet --data {settings.data}"
 
 
-def _local(settings: Settings) -> LocalConnection:
-    return LocalConnection(str(settings.socket), SECONDS)
-
-
-def _server_of(settings: Settings) -> LocalConnection | None:
-    """A connection to the server of a data folder, if one runs."""
+def _server_at(path: Path) -> LocalConnection | None:
+    """A connection to the server with this socket, if one runs."""
     try:
-        return _local(settings)
+        return LocalConnection(str(path), SECONDS)
     except PermissionError as error:
         from pi_agent.fleet import folder
 
-        owner = folder.owner_of(settings.data)
+        owner = folder.owner_of(path.parent)
         raise ConfigError(
-            f"{settings.data} belongs to {owner}", key="data", hint=f"sudo -u {owner} pi-fleet ..."
+            f"{path.parent} belongs to {owner}", key="data", hint=f"sudo -u {owner} pi-fleet ..."
         ) from error
     except OSError:
         return None

@@ -39,7 +39,7 @@ def lines(application: Any, now: int) -> Iterator[str]:
     for family, (what, label) in FAMILIES.items():
         values = {key: value for (name, key), value in sorted(COUNTS.items()) if name == family}
         yield from _family(family, "counter", what, label, (values or {"": 0}).items() if not label else values.items())
-    devices = registry.count_by_status("id:*", now=now)
+    devices = registry.count_by_status("", now=now)
     yield from _family("pi_fleet_devices", "gauge", "Devices, by status.", "status", devices.items())
     if application is not None:
         waiting = sum(application.clerk.waiting)

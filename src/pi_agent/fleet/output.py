@@ -11,12 +11,13 @@ import io
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import UTC, datetime
-from typing import Any
 
-from pi_agent.fleet import yaml
+TYPE_CHECKING = False  # type checkers take it for true; the module would cost a command line milliseconds
+if TYPE_CHECKING:
+    from typing import Any
 
-Device = Mapping[str, Any]
-Cell = Callable[[Device, int], str]
+    Device = Mapping[str, Any]
+    Cell = Callable[[Device, int], str]
 
 FORMULA = ("=", "+", "-", "@", "\t", "\r")
 AGES = ((86400 * 2, 86400, "d"), (3600 * 2, 3600, "h"), (120, 60, "m"), (0, 1, "s"))
@@ -114,13 +115,23 @@ def csv_cell(value: object) -> str:
     return f"'{text}" if text.startswith(FORMULA) else text
 
 
+def as_json(answer: Mapping[str, Any]) -> str:
+    return json.dumps(answer, indent=2) + "\n"
+
+
+def as_yaml(answer: Mapping[str, Any]) -> str:
+    from pi_agent.fleet import yaml  # here, and not for every list
+
+    return yaml.dump(answer)
+
+
 def render(form: str, answer: Mapping[str, Any], now: int, columns: Sequence[str] = ()) -> str:
     """A list of devices (the REST answer) in one of the forms that need it whole."""
     devices = answer["items"]
     if form == "json":
-        return json.dumps(answer, indent=2) + "\n"
+        return as_json(answer)
     if form == "yaml":
-        return yaml.dump(answer)
+        return as_yaml(answer)
     return table(devices, now, columns or (WIDE if form == "wide" else NARROW)) if devices else ""
 
 
@@ -132,9 +143,9 @@ def counts(form: str, answer: Mapping[str, Any], *, width: int = 0) -> str:
     """Counts by a field (the REST answer); ``width`` leaves room for bars."""
     items = [(plain(str(_counted(item["value"]))), item["count"]) for item in answer["items"]]
     if form == "json":
-        return json.dumps(answer, indent=2) + "\n"
+        return as_json(answer)
     if form == "yaml":
-        return yaml.dump(answer)
+        return as_yaml(answer)
     if form == "jsonl":
         return "".join(json.dumps(item) + "\n" for item in answer["items"])
     if form == "csv":

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from time import gmtime
 from typing import Any
 
-from django.db.models import BigIntegerField, BooleanField, Case, Count, F, Func, Max, When
+from django.db.models import BigIntegerField, BooleanField, Case, Count, F, Func, Max, Q, When
 
 from pi_agent import query as query_language
 from pi_agent.catalogue import FIELDS, MODELS, STATUSES, fold
@@ -24,6 +24,8 @@ from pi_agent.fleet.selection import COLUMNS, Opaque, bounds, condition, opaque
 
 MAX_LIMIT = 1000
 RECENT_EVENTS = 20
+USUAL = "approved"
+OTHERS = tuple(status for status in STATUSES if status != USUAL)
 COUNTED = tuple(name for name in FIELDS if name not in ("id", "name", "serial"))
 SPELLINGS = {fold("model", model): model for model in MODELS}
 
@@ -94,10 +96,16 @@ def get(client_id: str) -> Device:
 
 
 def count_by_status(text: str, *, now: int) -> dict[str, int]:
-    """How many devices of a query there are in each status, those without any included. Raises QueryError."""
-    matching = Device.objects.filter(condition(query_language.parse(text, now)))
-    found = dict(matching.order_by().values_list("status").annotate(Count("pk")))
-    return {status: found.get(status, 0) for status in STATUSES}
+    """How many devices of a query there are in each status, those without any included. Raises QueryError.
+
+    Nearly all are approved, so it is quicker to count all and the others than to sort all by their status.
+    """
+    query = query_language.parse(text, now)
+    matching = Device.objects.filter(condition(query)).order_by()
+    other = Q(status__in=OTHERS) if query.root == query_language.ALL else opaque(~Q(status=USUAL))
+    found = dict(matching.filter(other).values_list("status").annotate(Count("pk")))
+    usual = max(0, matching.count() - sum(found.values()))  # somebody may have changed them in between
+    return {status: found.get(status, 0) if status != USUAL else usual for status in STATUSES}
 
 
 def count_by(text: str, by: str, *, now: int) -> Counts:

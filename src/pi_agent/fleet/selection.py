@@ -1,8 +1,9 @@
 """A ``Query`` as a condition of the database: the same answer as ``query.matches``, in SQL with bound parameters only.
 
-Two rules make it the same. What is unknown (NULL) matches no comparison, so each one says ``IS NOT NULL`` beside it and
-NOT has no third truth value to trip over. And text is compared folded: ``*_key`` columns are stored that way, others
-are folded here, and the letters A-Z are all that folding touches, on every database.
+Two rules make it the same. What is unknown (NULL) matches no comparison, so inside NOT each one says ``IS NOT NULL``
+beside it, and NOT has no third truth value to trip over; elsewhere that would only take time. And text is compared
+folded: ``*_key`` columns are stored that way, others are folded here, and the letters A-Z are all that folding touches,
+on every database.
 """
 
 from __future__ import annotations
@@ -41,6 +42,7 @@ COLUMNS = {
     "warranty": "warranty",
     "simulated": "simulated",
 }
+BOARD = ("model", "memory")  # the index device_board_auth has these, and then ``auth``
 FOLDED_HERE = frozenset({"rev", "soc", "maker", "agent"})  # every other text column holds folded text
 
 NOTHING = Q(pk__in=())
@@ -85,37 +87,49 @@ def condition(query: Query) -> Q:
 
 
 def bounds(query: Query, field: str) -> Q:
-    """What a query demands of one field at least, in all cases; everything, when it depends on others."""
+    """What a query demands, in all cases, of the columns by which one index finds its devices in the order of a field."""
     parts = query.root.parts if isinstance(query.root, And) else (query.root,)
-    own = [_node(part, query.now) for part in parts if isinstance(part, Is | Between) and part.field == field]
-    return reduce(and_, own, EVERYTHING)
+    tests = [part for part in parts if isinstance(part, Is | Between)]
+    fixed = {test.field for test in tests if _is_one_value(test)}
+    columns = {field, *BOARD} if field == "auth" and fixed.issuperset(BOARD) else {field}
+    return reduce(and_, (_node(test, query.now) for test in tests if test.field in columns), EVERYTHING)
 
 
-def _node(node: Node, now: int) -> Q:
+def _is_one_value(test: Is | Between) -> bool:
+    return len(test.parts) == 1 if isinstance(test, Is) else test.low is not None and test.high == test.low + 1
+
+
+def _node(node: Node, now: int, *, negated: bool = False) -> Q:
     match node:
         case And(parts):
-            return reduce(and_, (_node(part, now) for part in parts), EVERYTHING)
+            return reduce(and_, (_node(part, now, negated=negated) for part in parts), EVERYTHING)
         case Or(parts):
-            return reduce(or_, (_node(part, now) for part in parts), NOTHING)
+            return reduce(or_, (_node(part, now, negated=negated) for part in parts), NOTHING)
         case Word():
-            return reduce(or_, (_node(test, now) for test in node.alternatives()), NOTHING)
+            return reduce(or_, (_node(test, now, negated=negated) for test in node.alternatives()), NOTHING)
         case Not(part):
-            return ~_node(part, now)
+            return ~_node(part, now, negated=True)
         case Is("tag", parts):
             return Q(pk__in=DeviceTag.objects.filter(fits(F("tag_key"), parts)).values("device"))  # from tag to device
         case Unknown("tag"):
             return ~Q(Exists(DeviceTag.objects.filter(device=OuterRef("pk"))))
-        case Is(field, parts):
-            column = F(COLUMNS[field])
-            return _known(field) & fits(AsciiLower(column) if field in FOLDED_HERE else column, parts)
-        case Between(field, low, high):
-            return _known(field) & _between(COLUMNS[field], low, high)
-        case Flag("late", value):
-            return _known("late") & (Q(due_at__lt=now) if value else Q(due_at__gte=now))
-        case Flag(field, value):
-            return _known(field) & Q(**{COLUMNS[field]: value})
         case Unknown(field):
             return ~_known(field)
+        case _:
+            return _known(node.field) & _compared(node, now) if negated else _compared(node, now)
+
+
+def _compared(test: Is | Between | Flag, now: int) -> Q:
+    match test:
+        case Is(field, parts):
+            column = F(COLUMNS[field])
+            return fits(AsciiLower(column) if field in FOLDED_HERE else column, parts)
+        case Between(field, low, high):
+            return _between(COLUMNS[field], low, high)
+        case Flag("late", value):
+            return Q(due_at__lt=now) if value else Q(due_at__gte=now)
+        case Flag(field, value):
+            return Q(**{COLUMNS[field]: value})
 
 
 def _known(field: str) -> Q:

@@ -7,7 +7,6 @@ a folder that only its owner can enter.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
@@ -17,6 +16,7 @@ from urllib.parse import urlsplit
 from pi_agent.catalogue import nearest
 from pi_agent.errors import ConfigError
 from pi_agent.fleet.options import LOOPBACK, OPTIONS
+from pi_agent.fleet.place import SOCKET, default_data
 
 ENVIRONMENT = "PI_FLEET_"
 LOOPBACK_ADDRESSES = ("127.0.0.1", "::1")
@@ -89,7 +89,7 @@ class Settings:
 
     @property
     def socket(self) -> Path:
-        return self.data / "fleet.sock"
+        return self.data / SOCKET
 
     @property
     def lock(self) -> Path:
@@ -116,15 +116,6 @@ class Settings:
 def setup_command(issuer: str) -> str:
     """What to type on a device so that it enrolls here."""
     return f"sudo pi-agent setup {issuer}{' --loopback-http' if issuer.startswith('http:') else ''}"
-
-
-def default_data(environ: Mapping[str, str]) -> Path:
-    """The folder that is used when none is named."""
-    if named := environ.get(ENVIRONMENT + "DATA"):
-        return Path(named)
-    if os.geteuid() == 0:
-        return Path("/var/lib/pi-fleet")
-    return Path(environ.get("XDG_DATA_HOME") or Path(environ.get("HOME", "/")) / ".local/share") / "pi-fleet"
 
 
 def load(flags: Mapping[str, Any], environ: Mapping[str, str], *, config: Path | None = None) -> Settings:

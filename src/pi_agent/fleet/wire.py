@@ -8,7 +8,10 @@ from __future__ import annotations
 
 import socket
 from collections.abc import Mapping
-from typing import BinaryIO
+
+TYPE_CHECKING = False  # type checkers take it for true; the module would cost a command line milliseconds
+if TYPE_CHECKING:
+    from typing import BinaryIO
 
 MAX_LINE = 64 * 1024
 

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 from pi_agent.errors import ConfigError, UsageError
-from pi_agent.fleet import client, output, yaml
-from pi_agent.fleet.settings import Settings, load
+from pi_agent.fleet import client, output
+from pi_agent.fleet.place import default_data
+
+TYPE_CHECKING = False  # type checkers take it for true; what is imported there would cost a command line milliseconds
+if TYPE_CHECKING:
+    from typing import Any
+
+    from pi_agent.fleet.settings import Settings
 
 UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 7 * 86400}
 SERVER, TOKEN = "PI_FLEET_SERVER", "PI_FLEET_TOKEN"
@@ -39,6 +43,8 @@ def say(text: str) -> None:
 
 
 def settings_of(arguments: argparse.Namespace) -> Settings:
+    from pi_agent.fleet.settings import load  # a command that talks to a server needs none of them
+
     environ = {name: value for name, value in os.environ.items() if name not in (SERVER, TOKEN)}
     return load(vars(arguments), environ, config=arguments.config)
 
@@ -46,11 +52,10 @@ def settings_of(arguments: argparse.Namespace) -> Settings:
 def fleet_of(arguments: argparse.Namespace, *, create: bool = False, served: bool = False) -> client.Fleet:
     """The fleet that a command is about: one elsewhere when it is named, else the one in the data folder."""
     url = arguments.server or ("" if arguments.data else os.environ.get(SERVER, ""))
-    return (
-        client.connect_to(url, _token(arguments))
-        if url
-        else client.connect(settings_of(arguments), create=create, served=served)
-    )
+    if url:
+        return client.connect_to(url, _token(arguments))
+    data = Path(arguments.data or default_data(os.environ)).absolute()
+    return client.connect(data, lambda: settings_of(arguments), create=create, served=served)
 
 
 def _token(arguments: argparse.Namespace) -> str:
@@ -67,7 +72,7 @@ def printed(arguments: argparse.Namespace, answer: dict[str, Any], text: str) ->
     """Print an answer as the command line asked for it: as JSON, as YAML, or as text."""
     form = getattr(arguments, "output", "json" if getattr(arguments, "json", False) else "")
     sys.stdout.write(
-        json.dumps(answer, indent=2) + "\n" if form == "json" else yaml.dump(answer) if form == "yaml" else text
+        {"json": output.as_json, "yaml": output.as_yaml}[form](answer) if form in ("json", "yaml") else text
     )
     return 0
 

@@ -9,13 +9,15 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
-from pi_agent.catalogue import FIELDS, nearest
 from pi_agent.errors import ConfigError, TransportError, UnknownDeviceError, UsageError
 from pi_agent.fleet import client, output
 from pi_agent.fleet.commands.common import QUERY, command, count, fleet_of, printed, say
 from pi_agent.fleet.progress import Progress
+
+TYPE_CHECKING = False  # type checkers take it for true; the module would cost a command line milliseconds
+if TYPE_CHECKING:
+    from typing import Any
 
 PAGE = 500
 SHOWN = 100
@@ -77,7 +79,11 @@ def devices(arguments: argparse.Namespace) -> int:
 
 
 def _columns(text: str | None) -> tuple[str, ...]:
-    names = tuple(filter(None, (text or "").replace(" ", "").split(",")))
+    if not text:
+        return ()
+    from pi_agent.catalogue import FIELDS, nearest  # here, and not for every list
+
+    names = tuple(filter(None, text.replace(" ", "").split(",")))
     for name in names:
         if name not in FIELDS:
             near = nearest(name, FIELDS)

@@ -14,6 +14,7 @@ from ansible.plugins.inventory import BaseInventoryPlugin, Constructable  # type
 from pi_agent.catalogue import fold, size_text
 from pi_agent.errors import PiAgentError
 from pi_agent.fleet import client
+from pi_agent.fleet.place import default_data
 from pi_agent.fleet.settings import load
 
 DOCUMENTATION = """
@@ -73,8 +74,8 @@ class InventoryModule(BaseInventoryPlugin, Constructable):  # type: ignore[misc]
         environ = {
             name: value for name, value in os.environ.items() if name not in ("PI_FLEET_SERVER", "PI_FLEET_TOKEN")
         }
-        data = self.get_option("data")
-        return client.connect(load({"data": Path(data) if data else None}, environ))
+        data = Path(self.get_option("data") or default_data(environ)).absolute()
+        return client.connect(data, lambda: load({"data": data}, environ))
 
     def _add(self, device: dict[str, Any]) -> None:
         fits = HOST.fullmatch(device["name"]) and device["name"] not in self.inventory.hosts
