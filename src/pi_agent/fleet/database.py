@@ -114,15 +114,16 @@ def release() -> None:
 def migrate(settings: Settings) -> None:
     """Bring the database to this version of the program. Raises ConfigError when a newer one has been there."""
     from django.conf import settings as django_settings  # as above
-    from django.core.management import call_command
     from django.db import OperationalError, connection
+
+    from pi_agent.fleet.executor import Executor
 
     try:
         with folder.locked(settings.data / "migrate.lock"):
             _lock_session(connection, acquire=True)
             try:
                 refuse_newer(settings)
-                call_command("migrate", verbosity=0, interactive=False)
+                Executor(connection).migrate_all()
             finally:
                 _lock_session(connection, acquire=False)
     except OperationalError as error:
@@ -157,10 +158,11 @@ def refuse_newer(settings: Settings) -> None:
 def pending(settings: Settings) -> list[str]:
     """The migrations that wait to be applied. Raises ConfigError as ``refuse_newer`` does."""
     from django.db import connection  # as above
-    from django.db.migrations.executor import MigrationExecutor
+
+    from pi_agent.fleet.executor import Executor
 
     refuse_newer(settings)
-    executor = MigrationExecutor(connection)
+    executor = Executor(connection)
     return [migration.name for migration, _ in executor.migration_plan(executor.loader.graph.leaf_nodes())]
 
 
