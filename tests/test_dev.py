@@ -273,8 +273,8 @@ class TestCommands:
     @pytest.mark.parametrize(
         ("given", "passed"),
         [
-            ([], ["-n", "auto"]),
-            (["-x", "--lf"], ["-n", "auto", "-x", "--lf"]),
+            ([], ["-n", "8", "--dist", "worksteal"]),
+            (["-x", "--lf"], ["-n", "8", "--dist", "worksteal", "-x", "--lf"]),
             (["tests/test_dev.py"], ["tests/test_dev.py"]),
             (["-k", "lock"], ["-k", "lock"]),
             (["-n", "4"], ["-n", "4"]),
@@ -282,7 +282,11 @@ class TestCommands:
     )
     def test_pytest_arguments(self, dev: ModuleType, given: list[str], passed: list[str]) -> None:
         """All tests run in parallel; as soon as something is named, the arguments are passed as they are."""
-        assert dev.pytest_arguments(given) == passed
+        assert dev.pytest_arguments(given, 8) == passed
+
+    def test_two_cores_have_more_than_two_workers(self, dev: ModuleType) -> None:
+        """Most tests wait for programs: with one worker a core, the cores would wait, too."""
+        assert dev.pytest_arguments([], 2)[:2] == ["-n", "4"]
 
     def test_bench_lists_and_runs(self, tree: Tree) -> None:
         """Without a name it lists the benchmarks, with one it runs it; the status is the benchmark's own."""

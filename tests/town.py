@@ -108,6 +108,12 @@ class Town:
             yield
 
     @contextlib.contextmanager
+    def asleep(self) -> Iterator[None]:
+        """Neither fleet nor agent runs, as for a command that asks nobody, or somebody elsewhere."""
+        with self.elsewhere.running() as self.api:
+            yield
+
+    @contextlib.contextmanager
     def _agent_running(self) -> Iterator[None]:
         with (self.home / "agent.log").open("wb") as log:
             agent = subprocess.Popen(["pi-agent", "run"], stdout=log, stderr=log, env=self.board("kitchen"))

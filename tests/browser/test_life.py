@@ -50,9 +50,10 @@ class Seat:
         self.page.locator(".confirm button").click()
 
 
-@pytest.fixture
-def fleet(live: LiveFleet) -> Iterator[LiveFleet]:
-    """A simulated fleet, one real device that waits, and something of everything that the pages list."""
+@pytest.fixture(scope="module")
+def fleet(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LiveFleet]:
+    """A simulated fleet, one real device that waits, and something of everything that the pages list; tests leave it as it is."""
+    live = LiveFleet(tmp_path_factory.mktemp("fleet") / "data")
     for command in (
         "simulate 240", "operator set ann approver", "token make ann --note nightly", "enrollment-token --uses 3",
         "webhook add https://hooks.example/pi",
@@ -60,6 +61,7 @@ def fleet(live: LiveFleet) -> Iterator[LiveFleet]:
         assert live.cli(*command.split()).returncode == 0
     live.enroll(approved=False)
     yield live
+    live.stop()
 
 
 @pytest.mark.parametrize("javascript", [True, False], ids=["with JavaScript", "without JavaScript"])
@@ -163,6 +165,7 @@ def test_views_and_columns_stay_together(chromium: Any, fleet: LiveFleet) -> Non
     lines = Path(download.value.path()).read_text().splitlines()
     assert lines[0].startswith("name,id,") and "tag" in lines[0] and "serial" not in lines[0]
     assert len(lines) - 1 == int(page.locator(".meaning strong").inner_text())
+    assert fleet.cli("view", "remove", "two-b").returncode == 0
     seat.context.close()
 
 

@@ -127,10 +127,10 @@ def test_without_an_agent(home: Home, say: Any, command: str, expected: int) -> 
     )
 
 
-@pytest.mark.parametrize("command", ["token", "status", "wait"])
-def test_before_set_up_the_command_is_setup(bare: Home, say: Any, command: str) -> None:
+@pytest.mark.parametrize("line", ["token", "status", "wait --timeout 0.1"])
+def test_before_set_up_the_command_is_setup(bare: Home, say: Any, line: str) -> None:
     """Where there are no settings, no agent can be running: what is missing is named, and what makes it."""
-    _, out, err = say(command)
+    _, out, err = say(*line.split())
     assert out == ""
     assert err == (
         f"error: no agent is running: there is no {bare.folder}/config.toml\n"

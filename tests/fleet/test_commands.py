@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import io
 import json
@@ -202,12 +203,14 @@ def test_an_interrupted_simulation_leaves_a_whole_fleet(tmp_path: Path) -> None:
         [*COMMAND, "--data", str(data), "simulate", "1000000"], stderr=subprocess.PIPE, text=True, env=CLEAN
     )
     deadline = time.monotonic() + 60
-    while (
-        time.monotonic() < deadline
-        and run("--data", str(data), "devices", "-o", "name", "--limit", "11").stdout.count("\n") < 11
-    ):
-        pass
+    with contextlib.closing(sqlite3.connect(data / "fleet.sqlite3")) as database:
+        while time.monotonic() < deadline and _devices(database) < 11:
+            time.sleep(0.05)
     process.send_signal(signal.SIGINT)
     _, words = process.communicate(timeout=30)
     assert process.returncode == 130 and "interrupted" in words
     assert run("--data", str(data), "audit", "verify").stdout.startswith("whole: ")
+
+
+def _devices(database: sqlite3.Connection) -> int:
+    return int(database.execute("SELECT count(*) FROM fleet_device").fetchone()[0])

@@ -35,7 +35,10 @@ def missing() -> str:
 
 
 class Cluster:
-    """A server on a free port of loopback. ``database`` makes an empty database and answers its URL."""
+    """A server on a free port of loopback. ``database`` makes an empty database and answers its URL.
+
+    It does not wait for the disk (fsync): what is tested is killed programs, which the kernel's memory outlives.
+    """
 
     def __init__(self) -> None:
         programs = binaries()
@@ -50,7 +53,7 @@ class Cluster:
         self.start()
 
     def start(self) -> None:
-        options = f"-p {self.port} -k {self.home} -c listen_addresses=127.0.0.1 -c max_connections=100"
+        options = f"-p {self.port} -k {self.home} -c listen_addresses=127.0.0.1 -c max_connections=100 -c fsync=off"
         log = str(self.home / "log")
         self._run("pg_ctl", "-D", str(self.home / "db"), "-w", "-l", log, "-o", options, "start")
 

@@ -313,10 +313,10 @@ def test_a_script_prepares_a_server_without_the_page(tmp_path: Path) -> None:
         ('{"kty":"EC","crv":"P-256","x":"AA","y":"AA","d":"AA"}', "public half"),
     ],
 )
-def test_f02_a_key_that_is_none_is_refused(tmp_path: Path, text: str, why: str) -> None:
+def test_f02_a_key_that_is_none_is_refused(server: LiveFleet, tmp_path: Path, text: str, why: str) -> None:
     """With a sentence, and exit code 2."""
     (tmp_path / "jwk").write_text(text)
-    done = run("--data", str(tmp_path / "data"), "device", "add", "--jwk", str(tmp_path / "jwk"))
+    done = server.cli("device", "add", "--jwk", str(tmp_path / "jwk"))
     assert done.returncode == 2 and why in done.stderr, done.stderr
 
 
@@ -358,13 +358,13 @@ def test_every_setting_is_documented() -> None:
 
 def test_b29_a_device_is_slowed_down_and_keeps_its_assertion(tmp_path: Path) -> None:
     """429 with Retry-After after its burst; the same assertion is good later, and other devices are served."""
-    server = LiveFleet(tmp_path / "data", "--device-rate", "2", "--device-burst", "2")
+    server = LiveFleet(tmp_path / "data", "--device-rate", "0.5", "--device-burst", "2")
     try:
         pi, other = server.enroll(), server.enroll(board=None)
         bodies = [pi.form() for _ in range(3)]
         assert [server.ask(body).status for body in bodies[:2]] == [200, 200]
         slowed = server.ask(bodies[2])
-        assert (slowed.status, slowed.headers["retry-after"]) == (429, "1")
+        assert (slowed.status, slowed.headers["retry-after"]) == (429, "2")
         assert server.ask(other.form()).status == 200
         end = time.monotonic() + 5
         while (reply := server.ask(bodies[2])).status == 429:

@@ -39,11 +39,11 @@ FLEET_TESTS = Path(__file__).parents[1] / "fleet"
 THE_SAME = ("test_clones.py", "test_enrollment.py", "test_preauthorise.py", "test_rotation.py")
 
 
-@pytest.mark.parametrize("name", THE_SAME)
-def test_the_same_on_postgresql(cluster: Cluster, name: str) -> None:
+def test_the_same_on_postgresql(cluster: Cluster) -> None:
     """What ``tests/fleet`` proves on SQLite holds on PostgreSQL, test by test."""
+    files = [str(FLEET_TESTS / name) for name in THE_SAME]
     done = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "no:xdist", str(FLEET_TESTS / name)],
+        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "no:xdist", *files],
         env=os.environ | {"PI_FLEET_TESTS_DATABASE": cluster.database()},
         capture_output=True,
         text=True,

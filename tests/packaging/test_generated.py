@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 import tomllib
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -32,6 +33,7 @@ def run(*command: str, text: str | None = None) -> str:
     return done.stdout
 
 
+@cache
 def help_of(program: str, *words: str) -> str:
     code = f"import sys; from {PROGRAMS[program]} import main; sys.argv[0] = {program!r}; main({[*words, '--help']!r})"
     return run(sys.executable, "-c", code)
