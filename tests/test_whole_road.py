@@ -80,6 +80,10 @@ class Road:
         return True
 
 
+def kid(token: str) -> str:
+    return str(jwt.get_unverified_header(token)["kid"])
+
+
 @pytest.fixture
 def road(tmp_path: Path) -> Iterator[Road]:
     road = Road(tmp_path)
@@ -136,6 +140,24 @@ def test_either_side_killed_recovers_without_help(road: Road) -> None:
     assert wait_for(road.token)
     assert road.kill("agent", signal.SIGTERM) == 0
     assert not (road.home / "runtime/agent.sock").exists()
+
+
+def test_ra26_the_server_gets_another_signing_key(road: Road) -> None:
+    """The agent does nothing about it: the next token comes signed by the new key, and the one before it still verifies."""
+    run(road.fleet("approve", "status:pending", "--yes", "--max", "1", "--reason", "test"))
+    road.start("agent")
+    first = wait_for(road.token)
+    run(road.fleet("keys", "rotate", "--now"))
+
+    def another() -> str | None:
+        road.processes["agent"].send_signal(signal.SIGUSR1)
+        token = road.token()
+        return token if token and kid(token) != kid(first) else None
+
+    verified(road, wait_for(another))
+    verified(road, first)
+    found = client.ask("/v1/status", runtime=str(road.home / "runtime"))
+    assert (found["state"], found["failures"], found["attempts"] == found["refreshes"]) == ("ok", 0, True)
 
 
 def test_a_used_assertion_is_refused_also_after_the_server_was_killed(road: Road) -> None:

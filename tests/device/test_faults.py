@@ -45,6 +45,8 @@ def endless(channel: socket.socket, _: Request) -> None:
 
 MATRIX: list[tuple[str, bytes | Script, str, str, int, int]] = [
     ("500", reply({"error": "server_error"}, status=500), "failed", "the server answered 500", 5, 1),
+    ("502", reply(b"<html>Bad Gateway", status=502, media="text/html"), "failed", "the server answered 502", 5, 1),
+    ("504", reply(b"", status=504), "failed", "the server answered 504", 5, 1),
     ("HTML", reply(b"<html>sign in</html>", media="text/html"), "failed", "without a JSON object", 5, 1),
     ("redirect", reply(b"", status=302, Location="http://127.0.0.1:1/"), "failed", "redirects (302)", 5, 1),
     ("garbage", b"\x00\xff" * 50, "failed", "", 5, 1),
@@ -69,7 +71,7 @@ MATRIX: list[tuple[str, bytes | Script, str, str, int, int]] = [
     ids=[row[0] for row in MATRIX],
 )
 def test_a_server_that_misbehaves(pi: Living, fault: bytes | Script, state: str, words: str, code: int) -> None:
-    """The agent stays up, names the fault, hands out nothing, and has a token soon after the server is well."""
+    """RA-02 to RA-14: the agent stays up, names the fault, hands out nothing, and has a token soon after the server is well."""
     pi.answers.now = fault
     with pi.running() as agent:
         status = pi.state(state)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import subprocess
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -31,6 +32,13 @@ def home() -> Iterator[Home]:
         yield home
 
 
+def renew(agent: Agent, seconds: int) -> None:
+    """Prolong an address, as a router's advertisement or a lease does it."""
+    inside = ["nsenter", f"--target={agent.process.pid}", "--net"]
+    lifetime = ["valid_lft", str(2 * seconds), "preferred_lft", str(seconds)]
+    subprocess.run([*inside, "ip", "address", "change", "10.9.0.2/24", "dev", "lo", *lifetime], check=True)
+
+
 def link(agent: Agent, state: str) -> None:
     inside = ["nsenter", f"--target={agent.process.pid}", "--net"]
     subprocess.run([*inside, "ip", "link", "set", "lo", state], check=True)
@@ -55,6 +63,22 @@ def test_ra02_ra34_the_network_comes_up(home: Home) -> None:
         assert status["next_attempt_in"] > 400
         link(agent, "up")
         status = failed(agent, "refused", after=1)
+        link(agent, "down")
+        link(agent, "up")
+        failed(agent, "refused", after=status["attempts"])
+
+
+def test_ra01_an_address_that_is_prolonged_is_no_new_one(home: Home) -> None:
+    """The kernel tells of every router advertisement as of a new address; a server that is down is not asked for it."""
+    with home.start(first=PATIENT, wrapper=UNSHARE) as agent:
+        link(agent, "up")
+        status = failed(agent, "refused", after=0)
+        renew(agent, 1000)
+        status = failed(agent, "refused", after=status["attempts"])
+        for seconds in (900, 1000, 1100):
+            renew(agent, seconds)
+            time.sleep(0.7)
+        assert (agent.status() or {})["attempts"] == status["attempts"]
         link(agent, "down")
         link(agent, "up")
         failed(agent, "refused", after=status["attempts"])

@@ -90,11 +90,37 @@ def test_ra34_a_flapping_network_and_several_tokens_make_no_storm(home: Home, mo
     for number in range(3):
         living.tokens.find(f"https://{number}.example", "", living.now)
     for _ in range(60):
-        living._try_failed(living.now)
+        living._try_failed(living.now, agent.NETWORK)
         living.live(living.now + 0.1)
     living._stop()
     assert len(living.moments) >= 50
     assert all(later - earlier >= 0.999 for earlier, later in pairwise(living.moments))
+
+
+ANSWERED = {
+    "refused": {"outcome": "refused", "reason": "invalid_client", "message": "revoked"},
+    "pending": {"outcome": "pending", "reason": "authorization_pending", "message": ""},
+    "later": {"outcome": "failed", "reason": "answer", "message": "the server answered 503", "retry_after": "3600"},
+}
+
+
+@pytest.mark.parametrize("answer", ANSWERED.values(), ids=ANSWERED)
+def test_ra04_ra14_another_network_does_not_change_what_the_server_said(
+    home: Home, monkeypatch: pytest.MonkeyPatch, answer: dict[str, str]
+) -> None:
+    """Refused, or told to come later: a network that comes up is no reason to ask again; a clock that is set is one."""
+    monkeypatch.setattr(agent, "boot_seconds", lambda: 5000.0)
+    living = Wound(home.fields(), random.Random(6))
+    slot = living.tokens.default
+    living._finish(slot, answer, living.now)
+    due = slot.next
+    living._try_failed(living.now, agent.NETWORK)
+    assert slot.next == due > living.now + 2
+    living._finish(slot, answer, living.now)  # and so it is when the network came up while the answer was on its way
+    assert slot.next > living.now + 2
+    living._try_failed(living.now, agent.ALL)
+    assert slot.next <= living.now + 1
+    living._stop()
 
 
 def test_ra17_a_board_that_sleeps_wakes_up_without_a_token(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -25,12 +25,12 @@ LONGEST_NAP = 10.0  # a suspended board wakes up in the middle of a nap, and boo
 HEARTBEAT = 5.0
 KEY_REST = 86400.0  # between two rotations, however often the server asks for one: it must not wear the card out
 NEVER_YET = -KEY_REST
+NOTHING, NETWORK, ALL = range(3)  # what may have changed for an attempt that failed: the clock and the settings are ALL
 MAX_EVENTS = 64  # taken from the epoll at a time
 UNSENT = ("board_document", "allow", "flags", "warnings", "note")  # what a worker has no use for
 
 TYPE_CHECKING = False  # typing.TYPE_CHECKING without importing typing
 if TYPE_CHECKING:
-    import _socket
     from collections.abc import Callable
 
     from pi_agent.device.local import Request
@@ -90,7 +90,7 @@ class Agent:
         self._note = settings["note"]
         self._children: dict[int, children.Child] = {}
         self._in_flight: Slot | None = None
-        self._overtaken = False  # the world has changed since that attempt began
+        self._overtaken = NOTHING  # what has changed since that attempt began
         self._new_key = NEVER_YET
         self._anchor: float | None = None
         self._watch = clock.Watch(time.time(), now)
@@ -160,7 +160,7 @@ class Agent:
             self._journal.say(
                 f"the clock was set {'forward' if step > 0 else 'back'} by {clock.length(round(abs(step)))}"
             )
-            self._try_failed(now)
+            self._try_failed(now, ALL)
         self._tell("clock", self.clock_problem(now), now)
 
     def _tell(self, subject: str, problem: str, now: float) -> None:
@@ -182,7 +182,7 @@ class Agent:
             "refresh_token": slot.refresh_token,
             "may_rotate": "1" if now - self._new_key >= KEY_REST else "",
         }
-        self._in_flight, self._overtaken = slot, False
+        self._in_flight, self._overtaken = slot, NOTHING
         try:
             self._spawn("pi_agent.device.worker", request, now, slot)
         except OSError as error:  # no process, memory or descriptor to be had: as good as a failed attempt
@@ -236,8 +236,7 @@ class Agent:
             self._book(slot, {"outcome": "failed", "reason": "worker", "message": "the worker made no sense"}, now)
         if slot.failure:
             self.tokens.rest = slot.asked + schedule.SHORTEST_PAUSE
-            if self._overtaken:
-                slot.try_now(now)
+            self._try_again(slot, now, self._overtaken)
         if slot is self.tokens.default:
             self._outlets.put(slot, now, changed=slot.outcome != before, start=self._start_hook)
             notify("STATUS=" + self.sentence(now, slot))
@@ -264,13 +263,18 @@ class Agent:
         except OSError as error:
             self._journal.say(f"cannot run {command[0]}: {error.strerror}", level=WARNING)
 
-    def _try_failed(self, now: float) -> None:
+    def _try_failed(self, now: float, change: int) -> None:
         """The world has changed: what failed, or fails yet, is worth another try at once (at most one a second)."""
         self._due = 0.0
-        self._overtaken = True
+        self._overtaken = max(self._overtaken, change)
         for slot in self.tokens:
-            if slot.failure and not self._signed_out:
-                slot.try_now(now)
+            self._try_again(slot, now, change)
+
+    def _try_again(self, slot: Slot, now: float, change: int) -> None:
+        """With another network, a server that has refused us, or told us to wait, would only say so again."""
+        unheard = slot.outcome == schedule.FAILED and "retry_after" not in slot.failure
+        if slot.failure and not self._signed_out and (change == ALL or (change == NETWORK and unheard)):
+            slot.try_now(now)
 
     # What callers ask for
 
@@ -300,7 +304,7 @@ class Agent:
     def _sign_in(self, now: float) -> None:
         self._signed_out = ""
         self._due = 0.0
-        self._overtaken = True
+        self._overtaken = ALL
         self.tokens.each(lambda slot: slot.try_now(now))
 
     def is_coming(self, slot: Slot, until: float) -> bool:
@@ -385,9 +389,9 @@ class Agent:
             self._poll.register(handle, select.EPOLLIN)
         return heard
 
-    def _on_route(self, route: _socket.socket) -> None:
-        if network.came_up(route):
-            self._try_failed(boot_seconds())
+    def _on_route(self, route: network.Network) -> None:
+        if route.came_up():
+            self._try_failed(boot_seconds(), NETWORK)
 
     def _on_alarm(self, alarm: int) -> None:
         self._due = 0.0
@@ -435,7 +439,7 @@ class Agent:
         self._outlets.change(fields)
         self.tokens.change(fields["resource"], fields["scope"], now)
         self._journal.say("the settings were read again")
-        self._try_failed(now)
+        self._try_failed(now, ALL)
 
 
 def _day(seconds: float) -> str:
