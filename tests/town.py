@@ -13,15 +13,15 @@ import re
 import secrets
 import shutil
 import signal
+import socket
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Callable, Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any, TypeVar
 
+from device.servers import Request, reply, serving
 from fleet.live import LiveFleet
 from pi_agent import assertion, client, words
 from pi_agent.device import identity
@@ -173,29 +173,14 @@ class Elsewhere:
 
     @contextlib.contextmanager
     def running(self) -> Iterator[str]:
-        elsewhere = self
+        with serving(self._answer) as server:
+            yield server.url
 
-        class Handler(BaseHTTPRequestHandler):
-            def do_GET(self) -> None:
-                metadata = {"issuer": elsewhere.issuer, "token_endpoint": elsewhere.issuer.rstrip("/") + "/token"}
-                bearer = self.headers.get("Authorization", "").startswith("Bearer ey")
-                known = bearer or "/.well-known/" in self.path
-                body = json.dumps(metadata if known else {"error": "no token"}).encode()
-                self.send_response(200 if known else 401)
-                self.send_header("Content-Type", "application/json")
-                self.send_header("Content-Length", str(len(body)))
-                self.end_headers()
-                self.wfile.write(body)
-
-            def log_message(self, *_: object) -> None:
-                """Nothing."""
-
-        with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
-            threading.Thread(target=server.serve_forever, daemon=True).start()
-            try:
-                yield f"http://127.0.0.1:{server.server_port}"
-            finally:
-                server.shutdown()
+    def _answer(self, channel: socket.socket, request: Request) -> None:
+        metadata = {"issuer": self.issuer, "token_endpoint": self.issuer.rstrip("/") + "/token"}
+        bearer = request.headers.get("authorization", "").startswith("Bearer ey")
+        known = bearer or "/.well-known/" in request.line
+        channel.sendall(reply(metadata if known else {"error": "no token"}, status=200 if known else 401))
 
 
 def eventually(probe: Callable[[], Found | None]) -> Found:

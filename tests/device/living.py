@@ -110,14 +110,22 @@ class Living:
 
     @contextlib.contextmanager
     def running(self, wrapper: tuple[str, ...] = ()) -> Iterator[subprocess.Popen[bytes]]:
-        """The agent, until the block ends; it listens when the block begins."""
+        """The agent, until the block ends; it listens when the block begins. A ``wrapper`` starts it, and ends when it ends."""
         with (self.home / "log").open("ab") as log:
-            process = subprocess.Popen([*wrapper, *self.command("run")], stderr=log, stdout=log, env=self._variables())
+            process = subprocess.Popen(
+                [*wrapper, *self.command("run")],
+                stderr=log,
+                stdout=log,
+                env=self._variables(),
+                process_group=0 if wrapper else None,
+            )
         try:
             eventually(lambda: self.listens() or process.poll() is not None, f"listening ({self.log()})")
             yield process
         finally:
-            if process.poll() is None:
+            if process.poll() is None and wrapper:
+                os.killpg(process.pid, signal.SIGTERM)  # strace takes no signal itself while it writes to a file
+            elif process.poll() is None:
                 process.send_signal(signal.SIGTERM)
             process.wait(10)
 
