@@ -199,15 +199,17 @@ def test_an_interrupted_simulation_leaves_a_whole_fleet(tmp_path: Path) -> None:
     """What was written before Ctrl-C is there, and its log is whole."""
     data = tmp_path / "data"
     run("--data", str(data), "simulate", "10")
-    process = subprocess.Popen(
-        [*COMMAND, "--data", str(data), "simulate", "1000000"], stderr=subprocess.PIPE, text=True, env=CLEAN
-    )
-    deadline = time.monotonic() + 60
-    with contextlib.closing(sqlite3.connect(data / "fleet.sqlite3")) as database:
-        while time.monotonic() < deadline and _devices(database) < 11:
-            time.sleep(0.05)
-    process.send_signal(signal.SIGINT)
-    _, words = process.communicate(timeout=30)
+    command = [*COMMAND, "--data", str(data), "simulate", "1000000"]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=CLEAN)
+    try:
+        deadline = time.monotonic() + 60
+        with contextlib.closing(sqlite3.connect(data / "fleet.sqlite3")) as database:
+            while time.monotonic() < deadline and _devices(database) < 11:
+                time.sleep(0.05)
+        process.send_signal(signal.SIGINT)
+        _, words = process.communicate(timeout=30)
+    finally:
+        process.kill()
     assert process.returncode == 130 and "interrupted" in words
     assert run("--data", str(data), "audit", "verify").stdout.startswith("whole: ")
 
