@@ -32,7 +32,7 @@ PROJECT = Path(__file__).resolve().parent.parent
 CPUINFO = (PROJECT / "fixtures/cpuinfo/2b-a01041-4.1-32bit.txt").read_text()
 BIN = Path(sys.executable).parent
 SERIALS = {"kitchen": "00000000166cec4b", "porch": "0000000071c08f3a"}
-PATIENCE = 30.0
+PATIENCE = 60.0
 # What the documents have: programs of the owner's, and sudo, which is not needed where nobody is kept from anything.
 PROGRAMS = {
     "bin/sudo": '#!/bin/sh\nexec "$@"\n',
