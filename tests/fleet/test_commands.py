@@ -6,6 +6,9 @@ import contextlib
 import csv
 import io
 import json
+import os
+import pty
+import re
 import signal
 import sqlite3
 import subprocess
@@ -16,7 +19,8 @@ from pathlib import Path
 import pytest
 
 from fleet.live import CLEAN, COMMAND, LiveFleet, run
-from pi_agent.fleet import yaml
+from pi_agent.fleet import backup, cli, yaml
+from pi_agent.fleet.progress import Progress
 
 
 @pytest.fixture(scope="module")
@@ -216,3 +220,83 @@ def test_an_interrupted_simulation_leaves_a_whole_fleet(tmp_path: Path) -> None:
 
 def _devices(database: sqlite3.Connection) -> int:
     return int(database.execute("SELECT count(*) FROM fleet_device").fetchone()[0])
+
+
+def _interrupted(live: LiveFleet, *arguments: str, after: str) -> tuple[str, str]:
+    """What a command says on a terminal, and prints, when Ctrl-C is pressed as soon as it has said ``after``."""
+    mine, its = pty.openpty()
+    process = subprocess.Popen(
+        [*COMMAND, "--data", str(live.data), *arguments], stdout=subprocess.PIPE, stderr=its, text=True, env=CLEAN
+    )
+    os.close(its)
+    said = ""
+    with contextlib.suppress(OSError):  # a terminal whose other side has gone
+        while chunk := os.read(mine, 4096).decode():
+            if after in said + chunk and after not in said:
+                process.send_signal(signal.SIGINT)
+            said += chunk
+    os.close(mine)
+    out, _ = process.communicate(timeout=30)
+    assert process.returncode == 130, said
+    return said, out
+
+
+def test_an_interrupted_change_says_exactly_what_it_has_done(live: LiveFleet) -> None:
+    """Ctrl-C ends it after the step that is under way: as many devices are changed as it says, each with its audit line."""
+    said, _ = _interrupted(
+        live, "tag", "-status:revoked", "+half", "--reason", "x", "--yes", "--max", "5000", after="tag: 500"
+    )
+    done = len(live.cli("devices", "tag:half", "-o", "name").stdout.split())
+    assert f"interrupted: {done:,} devices tagged, the others are as they were" in said
+    assert 500 <= done < 1500
+    lines = live.cli("audit", "action:device.tag", "--all", "-o", "jsonl").stdout.splitlines()
+    assert sum("half" in json.loads(line)["detail"]["added"] for line in lines) == done
+
+
+def test_an_interrupted_list_says_how_far_it_came(live: LiveFleet, tmp_path: Path) -> None:
+    """What was sent is in force, and the same command takes up the rest."""
+    file = tmp_path / "boards.csv"
+    file.write_text("serial,key,name\n" + "".join(f"{number:016x},,\n" for number in range(1, 2001)))
+    said, _ = _interrupted(live, "preauthorise", str(file), after="lines: ")
+    words = re.search(r"interrupted: the first ([0-9,]+) lines are in force", said)
+    assert words
+    sent = int(words[1].replace(",", ""))
+    assert json.loads(live.cli("preauthorise", "--json").stdout)["total"] == sent < 2000
+    again = live.cli("preauthorise", str(file))
+    assert f"2,000 lines, {2000 - sent} of them new" in again.stderr
+
+
+def test_an_interrupted_export_or_backup_leaves_nothing(
+    live: LiveFleet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Ctrl-C at the first part of it: no file, no draft, and a sentence that says so."""
+    add = Progress.add
+
+    def interrupted(progress: Progress, number: int) -> None:
+        os.kill(os.getpid(), signal.SIGINT)
+        add(progress, number)
+
+    monkeypatch.setattr(Progress, "add", interrupted)
+    for command in ("export", "backup"):
+        file = tmp_path / f"{command}.csv"
+        assert cli.main(["--data", str(live.data), command, str(file)]) == 130
+        assert f"interrupted: {file} was not written" in capsys.readouterr().err
+        assert not list(tmp_path.iterdir())
+
+
+def test_a_backup_ends_while_a_server_writes(live: LiveFleet, tmp_path: Path) -> None:
+    """It is the fleet of one moment, however often somebody writes while it is copied."""
+    with contextlib.closing(sqlite3.connect(live.data / "fleet.sqlite3", timeout=20)) as database:
+        before, steps = _devices(database), 0
+
+        def write(pages: int, total: int) -> None:
+            nonlocal steps
+            steps += 1
+            assert steps < 1000, "it begins anew each time"
+            database.execute("UPDATE fleet_device SET flag = flag || 'x' WHERE id = 1")
+            database.commit()
+
+        found = backup.backup(live.data / "fleet.sqlite3", tmp_path / "copy", copied=write)
+    assert found["devices"] == before and steps > 1
+    with contextlib.closing(sqlite3.connect(tmp_path / "copy")) as copy:
+        assert "x" not in copy.execute("SELECT flag FROM fleet_device WHERE id = 1").fetchone()[0]

@@ -13,9 +13,9 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from django.db import connection, transaction
+from django.db import transaction
 
-from pi_agent.fleet import database, webhooks
+from pi_agent.fleet import bulk, database, webhooks
 from pi_agent.fleet.models import AuditEvent
 
 FIRST = "0" * 64
@@ -55,14 +55,13 @@ def record(events: Iterable[Event], *, actor: Actor, now: int) -> None:
 
 def append(lines: Iterable[tuple[int, Event]], *, actor: Actor) -> None:
     """Very many lines with a time each, in order, as ``record`` writes few."""
-    insert = f"INSERT INTO fleet_auditevent ({', '.join(COVERED)}, digest) VALUES ({', '.join(['%s'] * 9)})"  # noqa: S608  # our names
-    with transaction.atomic(), connection.cursor() as cursor:
+    with transaction.atomic():
         last, rows = _last(), []
         for at, event in lines:
             values = (*_values(event, actor, at), last)
             last = _digest(values)
             rows.append((*values, last))
-        cursor.executemany(insert, rows)
+        bulk.insert("fleet_auditevent", (*COVERED, "digest"), rows)
 
 
 def _last() -> str:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import secrets
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -40,17 +40,25 @@ class Losses:
         return bool(self.devices or self.device_keys or self.signing_keys or self.tokens)
 
 
-def backup(database: Path, target: Path) -> dict[str, int]:
-    """Copy the database to a new file, mode 0600. Answers what is in it. Raises UsageError when the file exists."""
+def backup(
+    database: Path, target: Path, *, copied: Callable[[int, int], object] = lambda pages, total: None
+) -> dict[str, int]:
+    """Copy the database to a new file, mode 0600. Answers what is in it. Raises UsageError when the file exists.
+
+    ``copied(pages, total)`` hears how far it has come; what it raises ends the copy, of which nothing is left then.
+    """
     if target.exists():
         raise UsageError(f"{target} exists already", hint="name a new file")
     draft = target.with_name(f".{target.name}-{secrets.token_hex(8)}")
     try:
         os.close(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600))
         with _open(database) as source, closing(sqlite3.connect(draft)) as copy:
-            source.backup(copy, pages=PAGES, sleep=0.01)
+            source.execute("BEGIN")  # one snapshot, or SQLite would begin anew whenever somebody writes
+            source.execute("SELECT 1 FROM sqlite_master").fetchone()
+            source.backup(copy, pages=PAGES, progress=_told(copied))
             copy.execute("PRAGMA journal_mode=DELETE")
         found = check(draft)
+        copied(0, 0)
         folder.sync_file(draft)
         target.hardlink_to(draft)  # unlike a rename it never replaces a file
         folder.sync_folder(target.parent)
@@ -59,6 +67,18 @@ def backup(database: Path, target: Path) -> dict[str, int]:
     finally:
         draft.unlink(missing_ok=True)
     return found
+
+
+def _told(copied: Callable[[int, int], object]) -> Callable[[int, int, int], object]:
+    """What SQLite calls with the pages that are left, as what hears of those that were copied."""
+    done = 0
+
+    def progress(_: int, left: int, total: int) -> None:
+        nonlocal done
+        done, before = total - left, done
+        copied(done - before, total)
+
+    return progress
 
 
 def check(path: Path) -> dict[str, int]:

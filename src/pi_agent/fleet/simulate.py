@@ -18,11 +18,12 @@ from itertools import islice
 from typing import Any
 
 from cryptography.hazmat.primitives.asymmetric import ec
+from django.core.management.color import no_style
 from django.db import connection, models, transaction
 
 from pi_agent import __version__
 from pi_agent.catalogue import fold
-from pi_agent.fleet import audit
+from pi_agent.fleet import audit, bulk
 from pi_agent.fleet.audit import Actor, Event
 from pi_agent.fleet.models import Device, DeviceKey, DeviceTag
 from pi_agent.fleet.progress import Progress
@@ -175,6 +176,7 @@ def _write(batch: Sequence[Made]) -> None:
     first = (Device.objects.aggregate(last=models.Max("pk"))["last"] or 0) + 1
     numbered = list(enumerate(batch, first))
     _insert(Device, ({"id": pk, **made.row} for pk, made in numbered))
+    _number_on()
     _insert(DeviceKey, (_key(pk, made.row["created_at"]) for pk, made in numbered))
     _insert(
         DeviceTag,
@@ -185,19 +187,20 @@ def _write(batch: Sequence[Made]) -> None:
     audit.append(((at, event) for at, event in lines), actor=Actor("simulation", "pi-fleet simulate"))
 
 
+def _number_on() -> None:
+    """Let the next device that enrolls get a number of its own: PostgreSQL counts only those that it gave itself."""
+    with connection.cursor() as cursor:
+        for statement in connection.ops.sequence_reset_sql(no_style(), [Device]):
+            cursor.execute(statement)
+
+
 def _key(device: int, created: int) -> dict[str, Any]:
     public = public_key(ec.generate_private_key(ec.SECP256R1()).public_key())
     return {"device": device, "kid": public.kid, "alg": "ES256", "jwk": json.dumps(public.jwk), "created_at": created}
 
 
 def _insert(model: type[models.Model], rows: Iterator[dict[str, Any]]) -> None:
-    """Rows straight into a table, where an object for each would cost more than the insert."""
     fields = [field for field in model._meta.concrete_fields if not field.primary_key or model is Device]
     blank = {field.name: field.get_default() for field in fields}
-    columns = ", ".join(str(field.column) for field in fields)
-    marks = ", ".join(["%s"] * len(fields))
-    with connection.cursor() as cursor:
-        cursor.executemany(
-            f"INSERT INTO {model._meta.db_table} ({columns}) VALUES ({marks})",  # noqa: S608  # names of our own tables
-            [tuple((blank | row).values()) for row in rows],
-        )
+    columns = [str(field.column) for field in fields]
+    bulk.insert(model._meta.db_table, columns, (tuple((blank | row).values()) for row in rows))

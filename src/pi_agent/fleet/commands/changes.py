@@ -156,15 +156,15 @@ def _in_steps(
         )
     members = {name: value for name, value in request.items() if name != "query"} | {"reason": arguments.reason}
     done = 0
-    with Progress(arguments.action, len(ids)) as progress:
-        try:
+    try:
+        with Progress(arguments.action, len(ids)) as progress:
             for start in range(0, len(ids), STEP):
                 step = ids[start : start + STEP]
                 done += fleet.post(path, members | {"ids": step})["count"]
                 progress.add(len(step))
-        except KeyboardInterrupt:
-            say(f"interrupted: {count(done)} {preview['status']}, the others are as they were")
-            raise
+    except KeyboardInterrupt:
+        say(f"interrupted: {count(done)} {preview['status']}, the others are as they were")
+        raise
     say(f"{count(done)} {preview['status']}")
     summary = {"schema": "pi-fleet.change/1", "matched": len(ids), "status": preview["status"], "count": done}
     sys.stdout.write(json.dumps(summary, indent=2) + "\n" if arguments.json else "".join(f"{one}\n" for one in ids))

@@ -17,6 +17,7 @@ from pi_agent.fleet import client, folder
 from pi_agent.fleet import settings as fleet_settings
 from pi_agent.fleet.backup import Losses
 from pi_agent.fleet.commands.common import AS_JSON, command, count, say, settings_of
+from pi_agent.fleet.progress import Progress
 from pi_agent.fleet.settings import Settings
 
 if TYPE_CHECKING:
@@ -56,7 +57,12 @@ def backup(arguments: argparse.Namespace) -> int:
     _sqlite_only(settings, f"pg_dump --format=custom --file={arguments.file} {settings.database_name}")
     if not settings.database.exists():
         raise TransportError(f"there is no fleet in {settings.data}", reason="absent", hint="pi-fleet --data DIR ...")
-    found = backups.backup(settings.database, arguments.file)
+    try:
+        with Progress("pages") as progress:
+            found = backups.backup(settings.database, arguments.file, copied=progress.reach)
+    except KeyboardInterrupt:
+        say(f"interrupted: {arguments.file} was not written")
+        raise
     say(f"{count(found['devices'])} and {count(found['audit_lines'], 'line')} of the audit log are in {arguments.file}")
     say("keep it as secret as the fleet: it holds the signing keys" + (", sealed" if settings.key_secret else ""))
     if arguments.json:

@@ -191,7 +191,11 @@ def export(arguments: argparse.Namespace) -> int:
     total = fleet.get("/devices", query=query, limit=1)
     say(f"{count(total['total'])}: {total['meaning']}")
     chunks = fleet.stream(f"/devices.{form}", query=query, columns=arguments.columns, sort=arguments.sort)
-    rows = _write(path, chunks, total["total"]) - (form == "csv")
+    try:
+        rows = _write(path, chunks, total["total"]) - (form == "csv")
+    except KeyboardInterrupt:
+        say(f"interrupted: {path} was not written")
+        raise
     say(f"{count(rows)} written to {path}")
     return 0
 

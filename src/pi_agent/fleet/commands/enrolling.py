@@ -11,6 +11,7 @@ from pi_agent.errors import UsageError
 from pi_agent.fleet import output
 from pi_agent.fleet.commands.common import AS_JSON, count, fleet_of, printed, say, seconds
 from pi_agent.fleet.lists import read_csv
+from pi_agent.fleet.progress import Progress
 
 AT_ONCE = 200
 
@@ -65,10 +66,17 @@ def preauthorise(arguments: argparse.Namespace) -> int:
         )
         return printed(arguments, answer, "".join(output.plain(line.rstrip()) + "\n" for line in lines))
     rows, ttl = _read(arguments.file), seconds(arguments.ttl)
-    new, answer = 0, {}
-    for start in range(0, len(rows), AT_ONCE):
-        answer = fleet.post("/preauthorisations", {"lines": rows[start : start + AT_ONCE], "ttl": ttl})
-        new += answer["new"]
+    new, answer, progress = 0, {}, Progress("lines", len(rows))
+    try:
+        with progress:
+            for start in range(0, len(rows), AT_ONCE):
+                some = rows[start : start + AT_ONCE]
+                answer = fleet.post("/preauthorisations", {"lines": some, "ttl": ttl})
+                new += answer["new"]
+                progress.add(len(some))
+    except KeyboardInterrupt:
+        say(f"interrupted: the first {count(progress.done, 'line')} are in force; the same command takes up the others")
+        raise
     if not rows:
         raise UsageError("the list has no lines", hint="serial,key,name")
     say(f"{count(len(rows), 'line')}, {new} of them new; each is good for one board until {answer['expires']}")

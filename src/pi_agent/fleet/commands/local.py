@@ -90,11 +90,12 @@ def simulate(arguments: argparse.Namespace) -> int:
     from pi_agent.fleet.simulate import fill  # models exist only once Django is set up
 
     started = time.monotonic()
-    with Progress("simulated devices", arguments.number) as progress:
-        try:
+    progress = Progress("simulated devices", arguments.number)
+    try:
+        with progress:
             fill(arguments.number, days=arguments.days, now=int(time.time()), seed=arguments.seed, progress=progress)
-        except KeyboardInterrupt:
-            say(f"interrupted: {count(progress.done)} made")
-            raise
+    except KeyboardInterrupt:
+        say(f"interrupted: {count(progress.done)} made, all of them whole")
+        raise
     say(f"{count(arguments.number)} made in {time.monotonic() - started:.1f} s; pi-fleet devices simulated:true")
     return 0
