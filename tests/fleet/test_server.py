@@ -22,6 +22,7 @@ from fleet.live import CLEAN, COMMAND, LiveFleet, closed_within, run
 from fleet.support import FORM, Pi, exchange
 from pi_agent.fleet import protocol, server
 from pi_agent.fleet.asgi import Application
+from town import eventually
 
 
 @pytest.fixture(scope="module")
@@ -79,6 +80,30 @@ def test_rs06_slow_clients_hold_up_nobody(live: LiveFleet) -> None:
     finally:
         for connection in slow:
             connection.close()
+
+
+def test_rs06_one_host_cannot_hold_all_connections(tmp_path: Path) -> None:
+    """Beyond its share a host gets 503, others and a trusted proxy are served, and it is served again when it let go."""
+    server = LiveFleet(tmp_path, "--address-connections", "3", "--trusted-proxy", "127.0.0.9")
+
+    def status(source: str) -> bytes:
+        with socket.create_connection(("127.0.0.1", server.port), 20, (source, 0)) as connection:
+            connection.sendall(b"GET /healthz HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+            return connection.recv(4096)[9:12]
+
+    def hold(source: str, number: int) -> list[socket.socket]:
+        return [socket.create_connection(("127.0.0.1", server.port), 20, (source, 0)) for _ in range(number)]
+
+    held = hold("127.0.0.1", 3) + hold("127.0.0.9", 4)
+    try:
+        assert status("127.0.0.2") == status("127.0.0.9") == b"200"
+        assert status("127.0.0.1") == b"503"
+        held.pop(0).close()
+        assert eventually(lambda: status("127.0.0.1") == b"200")
+    finally:
+        for connection in held:
+            connection.close()
+        server.stop()
 
 
 def test_rs07_malformed_http_is_closed(live: LiveFleet) -> None:

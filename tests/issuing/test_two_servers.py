@@ -33,6 +33,7 @@ from pi_agent.device.identity import Identity
 from pi_agent.device.keys.file import FileKey
 from pi_agent.device.transport import Transport
 from pi_agent.errors import OAuthError
+from pi_agent.jwk import public_key
 
 JSON = {"content-type": "application/json"}
 FLEET_TESTS = Path(__file__).parents[1] / "fleet"
@@ -227,3 +228,24 @@ def test_f08_a_boot_that_returns_at_two_servers_is_one_alarm(pair: Pair, pi: Pi)
     assert [reply.status for reply in pair.meet("fleet_device", device, posts[0], posts[1])] == [200, 200]
     assert [post().status for post in posts[2:]] == [200, 200]
     assert pair.events("device.clone") == before + 1
+
+
+def test_b24_a_bulk_action_takes_devices_in_the_order_of_tokens(pair: Pair) -> None:
+    """B-24: tokens for two devices and an action on both, which each hold one and want the other, would never end."""
+    from pi_agent.fleet import ledger
+
+    older = pair.first.enroll(board=board())
+    while (newer := pair.first.enroll(board=board())).client_id > older.client_id:
+        pass
+    names = [newer.client_id, older.client_id]
+    kids = [public_key(each.key.public_key()).kid for each in (newer, older)]
+
+    def read() -> int:
+        return len(pair.sql(ledger.READ_ALL, names, kids))
+
+    def quarantine() -> int:
+        query = " OR ".join(f"id:{name}" for name in names)
+        return pair.second.cli("quarantine", query, "--yes", "--max", "2", "--reason", "test").returncode
+
+    found = pair.meet("fleet_device", f"client_id = '{newer.client_id}'", read, quarantine)
+    assert found == [2, 0]

@@ -111,11 +111,11 @@ class Chosen:
             if self.text or len(self.ids) > MAX_IDS:
                 raise UsageError(f"name either a query or 1 to {MAX_IDS} ids")
             rows = Device.objects.filter(client_id__in=self.ids)
-            return Target(rows.order_by("pk"), "the devices selected", f"{len(self.ids)} ids", self._as_of(now))
+            return Target(rows.order_by("client_id"), "the devices selected", f"{len(self.ids)} ids", self._as_of(now))
         if not self.text.strip():
             raise QueryError("an action needs a query", hint="id:* is every device", suggestion="id:*")
         query = query_language.parse(self.text, self._as_of(now))
-        return Target(Device.objects.filter(condition(query)).order_by("pk"), query.meaning(), str(query), query.now)
+        return Target(Device.objects.filter(condition(query)).order_by("client_id"), query.meaning(), str(query), query.now)
 
     def _as_of(self, now: int) -> int:
         if not self.selection:

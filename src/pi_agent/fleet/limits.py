@@ -59,14 +59,17 @@ class Limits:
 
 
 def wait_of_source(limit: Limit, source: str, now: float) -> int:
-    """``limit.wait`` for a place in the network, which all of an IPv6 /64 is: one host may use any address of it.
+    """``limit.wait`` for a place in the network: one host may use any address of an IPv6 /64.
 
     Who is on this machine (``uid 1000``) never waits.
     """
-    return 0 if source.startswith("uid ") else limit.wait(_neighbourhood(source) if ":" in source else source, now)
+    return 0 if source.startswith("uid ") else limit.wait(place(source), now)
 
 
-def _neighbourhood(source: str) -> str:
+def place(source: str) -> str:
+    """The part of the network that counts as one: an IPv4 address, or the /64 of an IPv6 address."""
+    if ":" not in source:
+        return source
     address = ipaddress.IPv6Address(source.partition("%")[0])
     return str(address.ipv4_mapped or ipaddress.IPv6Network((address, 64), strict=False))
 

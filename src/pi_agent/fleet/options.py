@@ -139,6 +139,9 @@ OPTIONS: dict[str, Option] = {
     "tls_cert": Option(file, "FILE", "certificate chain in PEM: serve HTTPS without a proxy"),
     "tls_key": Option(file, "FILE", "private key of the certificate"),
     "max_connections": Option(whole(1, 1_000_000), "N", "connections open at once"),
+    "address_connections": Option(
+        whole(1, 1_000_000), "N", "connections open at once from one address that is no trusted proxy"
+    ),
     "header_seconds": Option(number(0.1, 600, "seconds"), "SECONDS", "for the headers of a request to arrive"),
     "body_seconds": Option(number(0.1, 600, "seconds"), "SECONDS", "for the body of a request to arrive"),
     "idle_seconds": Option(number(0.1, 75, "seconds"), "SECONDS", "until a silent connection is closed"),

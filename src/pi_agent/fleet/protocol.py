@@ -13,6 +13,7 @@ from __future__ import annotations
 import asyncio
 import socket
 import struct
+from collections import Counter
 from collections.abc import Sequence
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any
@@ -21,7 +22,8 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from pi_agent.errors import OAuthError
 from pi_agent.fleet import counters
-from pi_agent.fleet.sources import Network, client_behind
+from pi_agent.fleet.limits import place
+from pi_agent.fleet.sources import Network, client_behind, is_proxy
 from pi_agent.fleet.web import MAX_BODY, Answer, Request, oauth_refusal, too_large, too_slow
 
 if TYPE_CHECKING:
@@ -53,10 +55,13 @@ class Protocol(HttpToolsProtocol):
 
     application: Application
     max_connections = 10_000
+    address_connections = 2_000
     header_seconds = 10.0
     body_seconds = 20.0
     proxies: Sequence[Network] = ()
 
+    places: Counter[str] = Counter()  # of all connections, where they come from
+    place = ""
     short: Short | None = None
     deaf = False  # whatever else the client sends on this connection is not looked at
 
@@ -67,7 +72,7 @@ class Protocol(HttpToolsProtocol):
         peer = transport.get_extra_info("socket")
         if peer.family == socket.AF_UNIX:
             self.client = ("uid", peer_uid(peer))
-        elif len(self.connections) > self.max_connections:
+        elif not self.finds_room():
             counters.count("pi_fleet_refused_connections_total")
             transport.write(BUSY)
             transport.close()
@@ -76,7 +81,19 @@ class Protocol(HttpToolsProtocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self.stop_waiting()
+        if self.place:
+            self.places[self.place] -= 1
+            if not self.places[self.place]:
+                del self.places[self.place]
         super().connection_lost(exc)
+
+    def finds_room(self) -> bool:
+        """Whether one more connection is served. One host alone cannot take them all."""
+        host = (self.client or ("", 0))[0]
+        if not is_proxy(host, self.proxies):
+            self.place = place(host)
+            self.places[self.place] += 1
+        return len(self.connections) <= self.max_connections and self.places[self.place] <= self.address_connections
 
     def data_received(self, data: bytes) -> None:
         super().data_received(data)

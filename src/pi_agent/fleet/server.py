@@ -125,6 +125,7 @@ def _sender() -> Sender:
 def _uvicorn(settings: Settings, application: Application) -> uvicorn.Config:
     Protocol.application = application
     Protocol.max_connections = _allow_connections(settings.max_connections)
+    Protocol.address_connections = settings.address_connections
     Protocol.header_seconds, Protocol.body_seconds = settings.header_seconds, settings.body_seconds
     Protocol.proxies = networks(settings.trusted_proxy)
     config = uvicorn.Config(

@@ -54,6 +54,7 @@ class Settings:
     tls_cert: Path | None = None
     tls_key: Path | None = None
     max_connections: int = 10_000
+    address_connections: int = 2_000
     header_seconds: float = 10
     body_seconds: float = 20
     idle_seconds: float = 20

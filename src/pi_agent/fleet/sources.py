@@ -20,19 +20,20 @@ def networks(names: Iterable[str]) -> tuple[Network, ...]:
 
 def client_behind(peer: Client, headers: Iterable[tuple[bytes, bytes]], proxies: Sequence[Network]) -> Client:
     """The client of a request: the last address in X-Forwarded-For that is no proxy of ours, if ``peer`` is one."""
-    if not proxies or not _is_proxy(peer[0], proxies):
+    if not proxies or not is_proxy(peer[0], proxies):
         return peer
     named = b",".join(value for name, value in headers if name == FORWARDED_FOR).decode("latin-1")
     for hop in reversed(named.split(",")):
         address = hop.strip()
         if not _is_address(address):
             return peer  # whoever wrote this, it is no address
-        if not _is_proxy(address, proxies):
+        if not is_proxy(address, proxies):
             return address, 0
     return peer
 
 
-def _is_proxy(host: str, proxies: Sequence[Network]) -> bool:
+def is_proxy(host: str, proxies: Sequence[Network]) -> bool:
+    """Whether an address is that of one of ``proxies``."""
     return _is_address(host) and any(ipaddress.ip_address(host) in network for network in proxies)
 
 
