@@ -115,7 +115,9 @@ class Chosen:
         if not self.text.strip():
             raise QueryError("an action needs a query", hint="id:* is every device", suggestion="id:*")
         query = query_language.parse(self.text, self._as_of(now))
-        return Target(Device.objects.filter(condition(query)).order_by("client_id"), query.meaning(), str(query), query.now)
+        return Target(
+            Device.objects.filter(condition(query)).order_by("client_id"), query.meaning(), str(query), query.now
+        )
 
     def _as_of(self, now: int) -> int:
         if not self.selection:

@@ -16,7 +16,7 @@ import struct
 from collections import Counter
 from collections.abc import Sequence
 from http import HTTPStatus
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
@@ -60,7 +60,7 @@ class Protocol(HttpToolsProtocol):
     body_seconds = 20.0
     proxies: Sequence[Network] = ()
 
-    places: Counter[str] = Counter()  # of all connections, where they come from
+    places: ClassVar[Counter[str]] = Counter()  # of all connections, where they come from
     place = ""
     short: Short | None = None
     deaf = False  # whatever else the client sends on this connection is not looked at
