@@ -57,21 +57,6 @@ first() {
     sleep 1000
 }
 
-# What a time server does to a board, some time after its start: the kernel tells the agent at once (RA-15).
-clock_is_set() {
-    grep -q 'settime flags: 03' "/proc/$pid"/fdinfo/* || end 1
-    begin=$(uptime_s)
-    date -u -s "@$((now + $(cut -d. -f1 /proc/uptime)))" >/dev/null
-    tries=0
-    until told=$(journalctl -b -u pi-agent -o short-monotonic --no-pager | grep 'the clock was set forward'); do
-        tries=$((tries + 1))
-        [ $tries -le 20 ] || end 1
-        sleep 1
-    done
-    figure "clock set; told $(echo "${told#[} $begin" | awk '{print $1 - $NF}') s later"
-    ! pi-agent status | grep clock || end 1
-}
-
 again() {
     token
     figure "first token $(uptime_s) s after power-on (boot done at $started s)"
@@ -84,7 +69,6 @@ again() {
     for _ in 1 2 3 4 5; do curl -s --unix-socket /run/pi-agent/agent.sock http://pi/v1/token >/dev/null; done
     figure "curl $(echo "$(uptime_s) $begin" | awk '{print ($1 - $2) / 5}') s"
     pi-agent status
-    clock_is_set
     systemctl show -p StatusText --value pi-agent
     journalctl -b -u pi-agent -o cat --no-pager
 }

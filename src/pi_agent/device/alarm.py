@@ -18,9 +18,10 @@ def make() -> int | None:
     """A descriptor that turns readable when the clock is set and is inherited, or None where there is no such thing."""
     try:
         import ctypes
-    except ImportError:  # a Python that was built without libffi
+
+        libc = ctypes.CDLL(None)
+    except (ImportError, OSError, MemoryError):  # a Python that was built without libffi, or that a sandbox hinders
         return None
-    libc = ctypes.CDLL(None)
     handle = int(libc.timerfd_create(time.CLOCK_REALTIME, os.O_NONBLOCK))
     itimerspec = (ctypes.c_long * 4)(0, 0, FAR, 0)  # that of a C library whose time_t is a long, as these symbols are
     if handle < 0 or libc.timerfd_settime(handle, ABSTIME | CANCEL_ON_SET, itimerspec, None):
