@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from time import gmtime
 from typing import Any
 
-from django.db.models import BigIntegerField, BooleanField, Case, Count, F, Func, Max, Q, When
+from django.db.models import BigIntegerField, BooleanField, Case, Count, F, Func, Max, Q, QuerySet, When
 
 from pi_agent import query as query_language
 from pi_agent.catalogue import FIELDS, MODELS, STATUSES, fold
@@ -24,6 +24,7 @@ from pi_agent.fleet.selection import COLUMNS, Opaque, bounds, condition, opaque
 
 MAX_LIMIT = 1000
 RECENT_EVENTS = 20
+MANY = 4  # a quarter of all devices
 USUAL = "approved"
 OTHERS = tuple(status for status in STATUSES if status != USUAL)
 COUNTED = tuple(name for name in FIELDS if name not in ("id", "name", "serial"))
@@ -76,11 +77,10 @@ def _page(
 ) -> list[Any]:
     """The next rows, by the cheaper of two ways: along the order until enough rows match, or all that match, sorted.
 
-    With ``total`` of ``everyone`` matching, the first looks at about ``limit * everyone / total`` rows.
+    With ``total`` of ``everyone`` matching, the first looks at about ``limit * _everyone() / total`` rows.
     """
-    everyone = Device.objects.aggregate(last=Max("pk"))["last"] or 0
     devices = Device.objects.all()
-    if total * total < limit * everyone:
+    if total * total < limit * _everyone():
         return order.page(devices.filter(condition(query)), place, limit, sort=True)
     if query.root == query_language.ALL:
         return order.page(devices, place, limit)
@@ -116,7 +116,7 @@ def count_by(text: str, by: str, *, now: int) -> Counts:
     if by not in COUNTED:
         raise UsageError(f"cannot count by {by[:40]!r}", hint=f"by {', '.join(COUNTED)}")
     query = query_language.parse(text, now)
-    matching = Device.objects.filter(condition(query)).order_by()
+    matching = _counted(query) if by != "tag" else Device.objects.filter(condition(query)).order_by()
     column: Any = F("tags__tag_key" if by == "tag" else COLUMNS[by])
     if by == "late":
         column = Case(When(due_at__lt=now, then=True), When(due_at__gte=now, then=False), output_field=BooleanField())
@@ -127,6 +127,19 @@ def count_by(text: str, by: str, *, now: int) -> Counts:
     found = matching.values_list(column).annotate(count=Count("pk", distinct=by == "tag"))
     counts = [(_spoken(by, value), count) for value, count in found]
     return Counts(query.meaning(), now, sorted(counts, key=lambda pair: (-pair[1], str(pair[0]))))
+
+
+def _counted(query: query_language.Query) -> QuerySet[Device]:
+    """The devices of a query, by the cheaper of two ways: each through an index, or when they are many, all in one pass."""
+    wanted = condition(query)
+    found = Device.objects.filter(wanted).order_by()
+    many = query.root != query_language.ALL and found.count() * MANY > _everyone()
+    return Device.objects.filter(opaque(wanted)).order_by() if many else found
+
+
+def _everyone() -> int:
+    """About how many devices there are, which takes no time to find out."""
+    return Device.objects.aggregate(last=Max("pk"))["last"] or 0
 
 
 def _spoken(by: str, value: Any) -> Any:
