@@ -18,6 +18,7 @@ PACKAGES = (
     "softhsm2",
     "git",
     "dpkg-dev",
+    "apt-utils",  # autopkgtest's
 )
 TESTS = "tests/device tests/hall tests/test_board.py tests/test_probe.py tests/test_revision.py tests/test_fixtures.py"
 COMMAND = f"cd /opt/project && PYTHONPATH=src PYTHONDONTWRITEBYTECODE=1 exec python3 -m pytest -p no:cacheprovider -q -n 2 {TESTS}"
