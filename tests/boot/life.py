@@ -284,7 +284,7 @@ class Life:
         after = json.loads(machine.run(*WITH_CREDENTIAL, *show))
         same((after["store"], after["kid"], after["protection"]), ("credential:key.pem", before["kid"], "file"))
         same(machine.run("grep", "-rl", "PRIVATE KEY", STATE, "/etc", codes=EVERYTHING), "")
-        contains(machine.run(*show, codes=(1,)), "LoadCredentialEncrypted=key.pem")
+        contains(machine.run(*show, codes=(2,)), "LoadCredentialEncrypted=key.pem")
         mode = machine.run("stat", "-c", "%U %a", "/run/credentials/pi-agent.service/key.pem").strip()
         machine.run(*WITH_CREDENTIAL, "pi-agent", "key", "move", "--to", "file")
         machine.run("rm", KEY_DROP_IN, wrapped)
