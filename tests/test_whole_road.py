@@ -27,7 +27,7 @@ from pi_agent.errors import AgentError, OAuthError, TransportError
 PROJECT = Path(__file__).resolve().parent.parent
 BIN = Path(sys.executable).parent
 CPUINFO = PROJECT / "fixtures/cpuinfo/2b-a01041-4.1-32bit.txt"
-PATIENCE = 40.0
+PATIENCE = 120.0
 
 Found = TypeVar("Found")
 

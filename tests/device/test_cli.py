@@ -375,7 +375,7 @@ def test_a_reader_that_leaves_is_no_crash(agent: Agent) -> None:
     until(agent.token)
     command = " ".join(f"'{word}'" for word in agent.home.command("status", "--json")) + " | true"
     done = subprocess.run(
-        ["sh", "-c", command], env=agent.home.environment(), capture_output=True, text=True, timeout=20, check=False
+        ["sh", "-c", command], env=agent.home.environment(), capture_output=True, text=True, timeout=60, check=False
     )
     assert "Traceback" not in done.stderr
 

@@ -238,7 +238,7 @@ def test_a_reader_that_leaves_is_no_traceback(live: LiveFleet) -> None:
     select.select([process.stderr], [], [], 10)
     assert b"Traceback" not in process.stderr.read()
     process.stderr.close()
-    process.wait(timeout=10)
+    process.wait(timeout=60)
 
 
 HOSTILE = ("\x1b]0;owned\x07", "\x1b[2J", "a\rb\nc", "abc\u202edef", "\u2066x", "\x9b31m")

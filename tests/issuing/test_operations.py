@@ -366,7 +366,7 @@ def test_b29_a_device_is_slowed_down_and_keeps_its_assertion(tmp_path: Path) -> 
         slowed = server.ask(bodies[2])
         assert (slowed.status, slowed.headers["retry-after"]) == (429, "2")
         assert server.ask(other.form()).status == 200
-        end = time.monotonic() + 5
+        end = time.monotonic() + 60
         while (reply := server.ask(bodies[2])).status == 429:
             assert time.monotonic() < end
             time.sleep(0.2)

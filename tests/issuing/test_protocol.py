@@ -260,7 +260,7 @@ def test_tls_is_served_directly_and_its_certificate_is_reloaded(tmp_path: Path) 
         cert.write_bytes(other.read_bytes())
         key.write_bytes(other_key.read_bytes())
         os.kill(server.process.pid, signal.SIGHUP)
-        end = time.monotonic() + 10
+        end = time.monotonic() + 60
         while server.certificate() == before and time.monotonic() < end:
             time.sleep(0.05)
         assert server.certificate() != before
