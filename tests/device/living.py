@@ -26,7 +26,7 @@ FIXTURES = Path(__file__).parents[2] / "fixtures" / "cpuinfo"
 CPUINFO = next(path for path in sorted(FIXTURES.rglob("*.txt")) if "a01041" in path.read_text(errors="replace"))
 BOOT_ID = "5f6f3f0e-6f2c-4a5e-9d5f-0d0f6f7a8b9c"
 CLIENT_ID = "pi-0123456789abcdef"
-PATIENCE = 60.0
+PATIENCE = 15.0
 
 Found = TypeVar("Found")
 
@@ -127,7 +127,7 @@ class Living:
                 os.killpg(process.pid, signal.SIGTERM)  # strace takes no signal itself while it writes to a file
             elif process.poll() is None:
                 process.send_signal(signal.SIGTERM)
-            process.wait(PATIENCE)
+            process.wait(10)
 
     def listens(self) -> bool:
         try:

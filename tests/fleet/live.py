@@ -19,7 +19,7 @@ from fleet.support import FORM, Pi, Reply
 
 COMMAND = [sys.executable, "-c", "import sys; from pi_agent.fleet.cli import main; sys.exit(main())"]
 CLEAN = {name: value for name, value in os.environ.items() if not name.startswith("PI_FLEET_")}
-DEADLINE = 60.0
+DEADLINE = 20.0
 
 
 class LiveFleet:
