@@ -277,6 +277,15 @@ def test_postgresql_has_its_own_tools(tmp_path: Path, cluster: Cluster) -> None:
     assert (done.returncode, "pg_dump" in done.stderr) == (2, True)
 
 
+def test_the_next_device_on_postgresql_is_numbered_after_a_simulated_fleet(tmp_path: Path, cluster: Cluster) -> None:
+    """Numbers that simulate gives away itself are not given again to a device that enrolls."""
+    url = cluster.database()
+    assert run("--data", str(tmp_path / "d"), "simulate", "3", env={"DATABASE_URL": url}).returncode == 0
+    name = url.rpartition("/")[2]
+    asked = "SELECT nextval(pg_get_serial_sequence('fleet_device', 'id')), (SELECT max(id) FROM fleet_device)"
+    assert cluster.execute(asked, name) == [(4, 3)]
+
+
 # Commands.
 
 
