@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import os
 import signal
@@ -41,9 +42,14 @@ def put(root: Path, path: str, raw: bytes | str) -> Path:
 
 
 def become_user() -> None:
-    """Go on as an ordinary user in the fake file system."""
+    """Go on as an ordinary user in the fake file system. Skips the test where that may read everything (pyfakefs 4)."""
+    closed = Path("/closed")
+    closed.touch(0o400)
     set_uid(1000)
     set_gid(1000)
+    with contextlib.suppress(PermissionError):
+        os.close(os.open(closed, os.O_RDONLY))  # as the agent reads
+        pytest.skip("this pyfakefs lets an ordinary user read everything")
 
 
 @pytest.mark.parametrize("base", ["proc/device-tree", "sys/firmware/devicetree/base"])

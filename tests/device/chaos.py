@@ -58,7 +58,7 @@ def set_up(folder: Path) -> list[str]:
     options = [f"--{name}={folder / name}" for name in ("state", "root", "runtime")]
     words = ["setup", URL, "--preset", "oidc-provider", "--client-id", "board-1", "--json"]
     code = f"import sys; sys.path.insert(0, {str(SOURCE)!r}); from pi_agent.device.cli import main; sys.exit(main())"
-    site = next(path for path in sys.path if path.endswith("site-packages"))
+    site = next(path for path in sys.path if path.endswith(("site-packages", "dist-packages")))
     return [
         *PYTHON,
         f"import sys; sys.path.append({site!r}); {code}",
