@@ -163,7 +163,11 @@ def test_watching_says_what_changes(live: LiveFleet) -> None:
         "-o",
         "jsonl",
     ]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, env=CLEAN) as process:
+    with (
+        subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, env=CLEAN) as process,
+        contextlib.ExitStack() as end,
+    ):
+        end.callback(process.kill)  # it goes on for ever
         assert process.stdout is not None
         assert json.loads(process.stdout.readline())["status"] == "quarantined"
         assert live.cli("release", name, "--yes", "--reason", "x").returncode == 0
@@ -211,7 +215,7 @@ def test_an_interrupted_simulation_leaves_a_whole_fleet(tmp_path: Path) -> None:
             while time.monotonic() < deadline and _devices(database) < 11:
                 time.sleep(0.05)
         process.send_signal(signal.SIGINT)
-        _, words = process.communicate(timeout=30)
+        _, words = process.communicate(timeout=120)
     finally:
         process.kill()
     assert process.returncode == 130 and "interrupted" in words
