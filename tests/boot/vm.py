@@ -54,7 +54,7 @@ while read -r module; do insmod "/modules/$module" 2>/dev/null; done < /modules/
 until [ -b /dev/mmcblk0 ]; do sleep 0.2; done
 mount -t ext4 -o noatime /dev/mmcblk0 /new || reboot -f
 tries=0
-while [ ! -e /sys/class/net/usb0 ] && [ $tries -lt 300 ]; do sleep 0.2; tries=$((tries + 1)); done
+while [ ! -e /sys/class/net/usb0 ] && [ $tries -lt 50 ]; do sleep 0.2; tries=$((tries + 1)); done
 ip link set usb0 up; ip addr add 10.0.2.15/24 dev usb0; ip route add default via 10.0.2.2
 mount --move /dev /new/dev; umount /sys; umount /proc
 exec switch_root /new /sbin/init
