@@ -151,5 +151,6 @@ class Board:
             "board_flags": "",
             "scope": "",
             "audience": "",
+            "may_rotate": "1",
         }
         return given | own | self.more

@@ -34,7 +34,7 @@ def test_many_are_counted_in_one_pass_and_few_by_an_index(app: Application, late
     for number in range(40):
         due = NOW - 1 if number < late else NOW + 1
         Device.objects.create(
-            client_id=f"pi-{number}", name="x", name_key="x", created_at=NOW, due_at=due, model_key="2b"
+            pk=number + 1, client_id=f"pi-{number}", name="x", name_key="x", created_at=NOW, due_at=due, model_key="2b"
         )
     with CaptureQueriesContext(connection) as asked:
         counts = registry.count_by("late:true", "model", now=NOW).counts

@@ -20,7 +20,7 @@ from django.core.handlers.asgi import ASGIHandler, get_script_prefix
 from django.core.signals import request_started
 from django.db import connections
 from django.http import HttpResponseBase
-from django.urls import get_resolver, set_script_prefix
+from django.urls import set_script_prefix
 
 Message = Mapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
@@ -34,7 +34,6 @@ class Threaded(ASGIHandler):
 
     def __init__(self) -> None:
         super().__init__()
-        get_resolver().url_patterns  # noqa: B018  # what the first request would wait for: all pages, and the REST interface
         self.pool = ThreadPoolExecutor(THREADS, thread_name_prefix="django")
 
     def load_middleware(self, is_async: bool = False) -> None:  # as Django has it
