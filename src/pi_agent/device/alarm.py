@@ -24,6 +24,9 @@ def make() -> int | None:
         return None
     handle = int(libc.timerfd_create(time.CLOCK_REALTIME, os.O_NONBLOCK))
     itimerspec = (ctypes.c_long * 4)(0, 0, FAR, 0)  # that of a C library whose time_t is a long, as these symbols are
-    if handle < 0 or libc.timerfd_settime(handle, ABSTIME | CANCEL_ON_SET, itimerspec, None):
+    if handle < 0:
+        return None
+    if libc.timerfd_settime(handle, ABSTIME | CANCEL_ON_SET, itimerspec, None):
+        os.close(handle)
         return None
     return handle

@@ -63,10 +63,10 @@ def wait_of_source(limit: Limit, source: str, now: float) -> int:
 
     Who is on this machine (``uid 1000``) never waits.
     """
-    return 0 if source.startswith("uid ") else limit.wait(place(source), now)
+    return 0 if source.startswith("uid ") else limit.wait(neighbourhood(source), now)
 
 
-def place(source: str) -> str:
+def neighbourhood(source: str) -> str:
     """The part of the network that counts as one: an IPv4 address, or the /64 of an IPv6 address."""
     if ":" not in source:
         return source

@@ -22,7 +22,7 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from pi_agent.errors import OAuthError
 from pi_agent.fleet import counters
-from pi_agent.fleet.limits import place
+from pi_agent.fleet.limits import neighbourhood
 from pi_agent.fleet.sources import Network, client_behind, is_proxy
 from pi_agent.fleet.web import MAX_BODY, Answer, Request, oauth_refusal, too_large, too_slow
 
@@ -60,8 +60,8 @@ class Protocol(HttpToolsProtocol):
     body_seconds = 20.0
     proxies: Sequence[Network] = ()
 
-    places: ClassVar[Counter[str]] = Counter()  # of all connections, where they come from
-    place = ""
+    neighbourhoods: ClassVar[Counter[str]] = Counter()  # of all connections, where they come from
+    neighbourhood = ""
     short: Short | None = None
     deaf = False  # whatever else the client sends on this connection is not looked at
 
@@ -81,19 +81,22 @@ class Protocol(HttpToolsProtocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self.stop_waiting()
-        if self.place:
-            self.places[self.place] -= 1
-            if not self.places[self.place]:
-                del self.places[self.place]
+        if self.neighbourhood:
+            self.neighbourhoods[self.neighbourhood] -= 1
+            if not self.neighbourhoods[self.neighbourhood]:
+                del self.neighbourhoods[self.neighbourhood]
         super().connection_lost(exc)
 
     def finds_room(self) -> bool:
         """Whether one more connection is served. One host alone cannot take them all."""
         host = (self.client or ("", 0))[0]
         if not is_proxy(host, self.proxies):
-            self.place = place(host)
-            self.places[self.place] += 1
-        return len(self.connections) <= self.max_connections and self.places[self.place] <= self.address_connections
+            self.neighbourhood = neighbourhood(host)
+            self.neighbourhoods[self.neighbourhood] += 1
+        return (
+            len(self.connections) <= self.max_connections
+            and self.neighbourhoods[self.neighbourhood] <= self.address_connections
+        )
 
     def data_received(self, data: bytes) -> None:
         super().data_received(data)
