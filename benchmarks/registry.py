@@ -83,7 +83,7 @@ def main() -> int:
     print(*figures, sep="\n")
     missed = [figure.what for figure in figures if not figure.held]
     store = "PostgreSQL" if arguments.postgresql else "SQLite"
-    headline = next(figure for figure in figures if figure.what.startswith("the headline question"))
+    headline = next(figure for figure in figures if figure.what.startswith("the same again"))
     print(f"registry, {arguments.devices:,} devices, {store}: headline p99 {headline.value:.1f} ms; "
           + (f"missed: {', '.join(missed)}" if missed else "every bar held"))  # fmt: skip
     return 1 if missed else 0
@@ -151,9 +151,11 @@ def measure(fleet: client.Fleet, folder: Path, process: subprocess.Popen[bytes])
 
 def headline(ask: Callable[..., Callable[[], object]]) -> Iterator[Figure]:
     for sort in ("name", "-auth"):
+        first = [timed(ask(query, sort=sort)) for query in LIKE_IT]
+        yield Figure(f"the headline question and its like, by {sort}, asked first, the slowest", max(first), None)
         times = sorted(timed(ask(LIKE_IT[n % len(LIKE_IT)], sort=sort)) for n in range(ROUNDS))
         yield Figure(
-            f"the headline question and its like, by {sort}, p99 of {ROUNDS}", times[int(ROUNDS * 0.99) - 1], 50
+            f"the same again, p99 of {ROUNDS}", times[int(ROUNDS * 0.99) - 1], 50
         )
         yield Figure("  median", statistics.median(times), None)
 

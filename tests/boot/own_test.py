@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
 from pathlib import Path
@@ -25,7 +26,10 @@ def run(lab: Lab, deb: Path, home: Path) -> str:
     subprocess.run(["mount", "-t", "proc", "proc", lab.root / "proc"], check=True)  # it runs in a mere chroot
     subprocess.run(["mount", "--bind", "/dev", lab.root / "dev"], check=True)
     command = ["autopkgtest", "--quiet", str(deb), str(source), "--", "chroot", str(lab.root)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=280, stdin=subprocess.DEVNULL)
+    here = {name: value for name, value in os.environ.items() if name != "TMPDIR"}  # it would be looked for in there
+    done = subprocess.run(
+        command, capture_output=True, text=True, check=False, timeout=280, stdin=subprocess.DEVNULL, env=here
+    )
     if done.returncode:
         raise AssertionError(f"autopkgtest ended with {done.returncode}: {(done.stdout + done.stderr)[-6000:]}")
     passed = [line.split()[0] for line in (done.stdout + done.stderr).splitlines() if " PASS" in line]

@@ -22,6 +22,8 @@ from django.db import connections
 from django.http import HttpResponseBase
 from django.urls import set_script_prefix
 
+from pi_agent.fleet import database
+
 Message = Mapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
@@ -34,7 +36,7 @@ class Threaded(ASGIHandler):
 
     def __init__(self) -> None:
         super().__init__()
-        self.pool = ThreadPoolExecutor(THREADS, thread_name_prefix="django")
+        self.pool = ThreadPoolExecutor(THREADS, thread_name_prefix="django", initializer=database.read_much)
 
     def load_middleware(self, is_async: bool = False) -> None:  # as Django has it
         super().load_middleware(is_async=False)
