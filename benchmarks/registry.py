@@ -154,9 +154,7 @@ def headline(ask: Callable[..., Callable[[], object]]) -> Iterator[Figure]:
         first = [timed(ask(query, sort=sort)) for query in LIKE_IT]
         yield Figure(f"the headline question and its like, by {sort}, asked first, the slowest", max(first), None)
         times = sorted(timed(ask(LIKE_IT[n % len(LIKE_IT)], sort=sort)) for n in range(ROUNDS))
-        yield Figure(
-            f"the same again, p99 of {ROUNDS}", times[int(ROUNDS * 0.99) - 1], 50
-        )
+        yield Figure(f"the same again, p99 of {ROUNDS}", times[int(ROUNDS * 0.99) - 1], 50)
         yield Figure("  median", statistics.median(times), None)
 
 
