@@ -26,7 +26,9 @@ LOCK_MS, STATEMENT_MS, IDLE_MS = 4_000, 30_000, 60_000
 # FULL: a used assertion and a revocation must outlive a power cut, not only a crash of this process. A token's
 # transaction waits for the disk together with all the others that are there by then (``clerk``). The write-ahead log
 # is taken over into the database by the housekeeper, so that no request has to.
-PRAGMAS = "PRAGMA journal_mode=WAL; PRAGMA synchronous=FULL; PRAGMA cache_size=-{kib}; PRAGMA wal_autocheckpoint={pages}"
+PRAGMAS = (
+    "PRAGMA journal_mode=WAL; PRAGMA synchronous=FULL; PRAGMA cache_size=-{kib}; PRAGMA wal_autocheckpoint={pages}"
+)
 CHECKPOINT_PAGES = 64_000  # never, while the housekeeper lives
 CACHE_KIB = 4096
 READING_KIB = 8192  # the index by which 100,000 devices are counted
