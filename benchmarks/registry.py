@@ -83,7 +83,7 @@ def main() -> int:
     print(*figures, sep="\n")
     missed = [figure.what for figure in figures if not figure.held]
     store = "PostgreSQL" if arguments.postgresql else "SQLite"
-    headline = next(figure for figure in figures if figure.what.startswith("the same again"))
+    headline = next(figure for figure in figures if figure.what.startswith("the headline question"))
     print(f"registry, {arguments.devices:,} devices, {store}: headline p99 {headline.value:.1f} ms; "
           + (f"missed: {', '.join(missed)}" if missed else "every bar held"))  # fmt: skip
     return 1 if missed else 0
@@ -151,10 +151,9 @@ def measure(fleet: client.Fleet, folder: Path, process: subprocess.Popen[bytes])
 
 def headline(ask: Callable[..., Callable[[], object]]) -> Iterator[Figure]:
     for sort in ("name", "-auth"):
-        first = [timed(ask(query, sort=sort)) for query in LIKE_IT]
-        yield Figure(f"the headline question and its like, by {sort}, asked first, the slowest", max(first), None)
-        times = sorted(timed(ask(LIKE_IT[n % len(LIKE_IT)], sort=sort)) for n in range(ROUNDS))
-        yield Figure(f"the same again, p99 of {ROUNDS}", times[int(ROUNDS * 0.99) - 1], 50)
+        times = [timed(ask(LIKE_IT[n % len(LIKE_IT)], sort=sort)) for n in range(ROUNDS)]
+        yield Figure(f"the headline question and its like, by {sort}, p99 of {ROUNDS}", p99(times), 50)
+        yield Figure("  of those that were asked before", p99(times[len(LIKE_IT) :]), None)
         yield Figure("  median", statistics.median(times), None)
 
 
@@ -242,6 +241,10 @@ def timed(call: Callable[[], object]) -> float:
     started = time.perf_counter()
     call()
     return (time.perf_counter() - started) * 1000
+
+
+def p99(times: list[float]) -> float:
+    return sorted(times)[int(len(times) * 0.99) - 1]
 
 
 def median(call: Callable[[], object], rounds: int) -> float:
