@@ -63,6 +63,14 @@ def test_a_minus_is_a_term_and_not_an_option(live: LiveFleet) -> None:
     assert "tag is not lab" in done.stderr
 
 
+@pytest.mark.parametrize("kid", ["-dP2ZlQS9L8n4Zsje8YZbT30R2VceguPSqQda0M8-Oc", "--" + "b" * 41, "b" * 43])
+def test_a_key_may_begin_with_a_minus(kid: str) -> None:
+    """A thumbprint is any base64url: it is the key that a command is about, before options and after them."""
+    assert cli.parse(["keys", "retire", kid, "--yes"]).kid == cli.parse(["keys", "retire", "--yes", kid]).kid == kid
+    with pytest.raises(SystemExit):
+        cli.parse(["keys", "retire", "b" * 43, f"--resaon={'x' * 34}"])
+
+
 def test_the_first_hundred_and_all(live: LiveFleet) -> None:
     """A table says that it is not all; streams, --all and --limit are what they say."""
     done = live.cli("devices")

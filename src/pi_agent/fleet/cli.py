@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import importlib
 import os
+import re
 import sys
 from collections.abc import Sequence
 from itertools import islice
@@ -34,6 +35,7 @@ COMMANDS = {
     "data": {"migrate", "backup", "restore", "doctor"},
     "shell": {"completion"},
 }
+THUMBPRINT = re.compile(r"[A-Za-z0-9_-]{43}", re.ASCII)  # no option is as long
 WHOSE = ("--data", "--config", "--server", "--token-file")
 EPILOG = """\
 exit codes: 0 done; 1 failed; 2 usage; 3 nothing matched; 4 not authorised; 5 unreachable; 6 conflict; 130 interrupted
@@ -82,18 +84,25 @@ def _whose_first(argv: Sequence[str]) -> list[str]:
 
 
 def _queries(argv: Sequence[str]) -> list[str]:
-    """The words of a command line, where ``-tag:lab`` and ``-(...)`` are terms of a query and ``--sort -auth`` has its value."""
+    """The words of a command line, where ``-tag:lab`` and ``-(...)`` are terms of a query and ``--sort -auth`` has its value.
+
+    A thumbprint, too, may begin with a minus: one key in 64 has such a one.
+    """
     words: list[str] = []
     for word in argv:
         if words and words[-1] == "--sort":
             words[-1] = f"--sort={word}"
         elif words[-1:] == ["device"] and word == "add":  # a device that is called so is found by name:add
             words[-1] = "device-add"
-        elif word[:1] == "-" and word[:2] != "--" and (":" in word or word[1:2] == "("):
+        elif word[:1] == "-" and (_is_term(word) or THUMBPRINT.fullmatch(word)):
             words.append(f" {word}")  # what begins with a space is no option to argparse, and the same to a query
         else:
             words.append(word)
     return words
+
+
+def _is_term(word: str) -> bool:
+    return word[:2] != "--" and (":" in word or word[1:2] == "(")
 
 
 def _complain(error: PiAgentError) -> None:

@@ -24,7 +24,7 @@ def add_commands(commands: Any) -> None:
     parser.add_argument("--now", action="store_true", help="it signs at once; some may not know it yet")
     parser.add_argument("--json", **AS_JSON)
     parser = command(keys, "retire", "believe a key no more, nor the tokens it signed", keys_retire)
-    parser.add_argument("kid", metavar="KID", help="which one")
+    parser.add_argument("kid", type=str.strip, metavar="KID", help="which one")
     parser.add_argument("--yes", action="store_true", help="do not ask")
     parser.add_argument("--json", **AS_JSON)
     _add_servers(group(commands, "resource-server", "services that devices call, and that may ask about tokens"))
