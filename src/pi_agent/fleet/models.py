@@ -7,10 +7,10 @@ beside it as ``catalogue.fold`` makes it, since that is the form in which text i
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import TYPE_CHECKING, ClassVar
+from collections.abc import Collection, Iterable
+from typing import TYPE_CHECKING, Any, ClassVar
 
-from django.db import models
+from django.db import connection, models
 from django.db.models import CheckConstraint, Index, Manager, Q, UniqueConstraint
 from django.utils.functional import cached_property
 
@@ -93,9 +93,10 @@ class Device(models.Model):
             CheckConstraint(condition=Q(status__in=STATUSES), name="device_status"),
             CheckConstraint(condition=Q(key_protection__in=PROTECTIONS), name="device_key_protection"),
         ]
-        # The row id at the end is the tie-break of a page. The status makes the tabs of a query of boards cheap.
+        # The row id at the end is the tie-break of a page. The index of boards has none: many entries are the same without
+        # it, and PostgreSQL keeps and counts those together. The status makes the tabs of a query of boards cheap.
         indexes: ClassVar = [
-            Index(fields=["model_key", "memory_mib", "auth_at", "id", "status"], name="device_board_auth"),
+            Index(fields=["model_key", "memory_mib", "auth_at", "status"], name="device_board_auth"),
             *(
                 Index(fields=[column, "id"], name=f"device_{column}")
                 for column in (
@@ -169,22 +170,31 @@ class DeviceKey(models.Model):
 
 KEY_COLUMNS = ("kid", "alg", "created_at", "pending_until")
 AT_ONCE = 500
+TAGS_OF = "SELECT device_id, tag FROM fleet_devicetag WHERE device_id IN ({}) ORDER BY tag_key"
+KEYS_OF = f"""
+    SELECT device_id, {", ".join(KEY_COLUMNS)} FROM fleet_devicekey
+    WHERE device_id IN ({{}}) AND retired_at IS NULL ORDER BY id"""  # noqa: S608  # constants
 
 
 def with_parts(rows: Iterable[Device]) -> list[Device]:
-    """Devices with their keys and tags, which are asked for at once (prefetch_related takes three times as long)."""
+    """Devices with their keys and tags, asked for at once, and in plain SQL: for each row id that a query set is given
+    it takes as long as the database does to find its device."""
     devices = list(rows)
     for start in range(0, len(devices), AT_ONCE):
         some = {device.pk: device for device in devices[start : start + AT_ONCE]}
         for device in some.values():
             device.tag_names, device.speaking_keys = [], []
-        tags = DeviceTag.objects.filter(device__in=some).order_by("tag_key").values_list("device", "tag")
-        for pk, tag in tags:
+        for pk, tag in _parts(TAGS_OF, some):
             some[pk].tag_names.append(tag)
-        keys = DeviceKey.objects.filter(device__in=some, retired_at=None).order_by("pk")
-        for pk, kid, alg, at, until in keys.values_list("device", *KEY_COLUMNS):
+        for pk, kid, alg, at, until in _parts(KEYS_OF, some):
             some[pk].speaking_keys.append((kid, alg, at, until is not None))
     return devices
+
+
+def _parts(statement: str, devices: Collection[int]) -> list[tuple[Any, ...]]:
+    with connection.cursor() as cursor:
+        cursor.execute(statement.format(", ".join(["%s"] * len(devices))), list(devices))
+        return list(cursor.fetchall())
 
 
 class Preauthorisation(models.Model):

@@ -8,6 +8,8 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
+from math import isqrt
 from time import gmtime
 from typing import Any
 
@@ -18,6 +20,7 @@ from pi_agent.catalogue import FIELDS, MODELS, STATUSES, fold
 from pi_agent.errors import UnknownDeviceError, UsageError
 from pi_agent.fleet import paging
 from pi_agent.fleet.access import RANK
+from pi_agent.fleet.aside import aside
 from pi_agent.fleet.changes import ACTIONS
 from pi_agent.fleet.models import AuditEvent, Device, with_parts
 from pi_agent.fleet.selection import COLUMNS, Opaque, bounds, condition, opaque
@@ -63,24 +66,27 @@ def find(
     place = paging.resume(cursor, text, sort) if cursor else None
     query = query_language.parse(text, place.as_of if place else now)
     order = paging.order_of(sort)
-    if place is not None:
-        total = place.total
-    elif total is None:
-        total = Device.objects.filter(condition(query)).count()
-    rows = with_parts(_page(query, order, place, limit + 1, total))
+    many = isqrt(limit * _everyone()) + 1
+    matching = Device.objects.filter(condition(query))
+    known = place.total if place is not None else total
+    found = matching[:many].count() if known is None else known
+    counted = aside(matching.count) if known is None and found == many else lambda: found
+    rows = with_parts(_page(query, order, place, limit + 1, few=found < many))
+    total = counted()
     more = order.place(rows[limit - 1], query.now, total).text(text, sort) if len(rows) > limit else None
     return Page(query.meaning(), query.now, rows[:limit], more, total)
 
 
 def _page(
-    query: query_language.Query, order: paging.Order, place: paging.Place | None, limit: int, total: int
+    query: query_language.Query, order: paging.Order, place: paging.Place | None, limit: int, *, few: bool
 ) -> list[Any]:
     """The next rows, by the cheaper of two ways: along the order until enough rows match, or all that match, sorted.
 
-    With ``total`` of ``everyone`` matching, the first looks at about ``limit * _everyone() / total`` rows.
+    With ``total`` of ``everyone`` matching, the first looks at about ``limit * everyone / total`` rows, and the second
+    at ``total``: they are ``few`` below the square root of ``limit * everyone``.
     """
     devices = Device.objects.all()
-    if total * total < limit * _everyone():
+    if few:
         return order.page(devices.filter(condition(query)), place, limit, sort=True)
     if query.root == query_language.ALL:
         return order.page(devices, place, limit)
@@ -103,8 +109,9 @@ def count_by_status(text: str, *, now: int) -> dict[str, int]:
     query = query_language.parse(text, now)
     matching = Device.objects.filter(condition(query)).order_by()
     other = Q(status__in=OTHERS) if query.root == query_language.ALL else opaque(~Q(status=USUAL))
-    found = dict(matching.filter(other).values_list("status").annotate(Count("pk")))
-    usual = max(0, matching.count() - sum(found.values()))  # somebody may have changed them in between
+    counted = aside(matching.count)
+    found = dict(matching.filter(other).values_list("status").annotate(count=Count("*")))
+    usual = max(0, counted() - sum(found.values()))  # somebody may have changed them in between
     return {status: found.get(status, 0) if status != USUAL else usual for status in STATUSES}
 
 
@@ -124,7 +131,8 @@ def count_by(text: str, by: str, *, now: int) -> Counts:
         column = Func(column, template="%(expressions)s / 86400 * 86400", output_field=BigIntegerField())
     if query.root != query_language.ALL and by != "tag":
         column = Opaque(column, output_field=BooleanField() if by == "late" else None)  # the index is for what is asked
-    found = matching.values_list(column).annotate(count=Count("pk", distinct=by == "tag"))
+    each = Count("pk", distinct=True) if by == "tag" else Count("*")  # not every index knows the row
+    found = matching.values_list(column).annotate(count=each)
     counts = [(_spoken(by, value), count) for value, count in found]
     return Counts(query.meaning(), now, sorted(counts, key=lambda pair: (-pair[1], str(pair[0]))))
 
@@ -215,8 +223,17 @@ def describe_event(event: AuditEvent) -> dict[str, Any]:
 
 
 def rfc3339(seconds: int | None) -> str | None:
-    """``2026-11-20T00:45:00Z``, or None for a time that is not known."""
+    """``2026-11-20T00:45:00Z``, or None for a time that is not known. A page of devices has 800 of them."""
     if seconds is None:
         return None
-    year, month, day, hour, minute, second, *_ = gmtime(seconds)
-    return f"{year}-{month:02}-{day:02}T{hour:02}:{minute:02}:{second:02}Z"  # a third of what strftime costs
+    day, rest = divmod(seconds, 86400)
+    return f"{_date(day)}T{_MINUTES[rest // 60]}:{_MINUTES[rest % 60][3:]}Z"
+
+
+_MINUTES = [f"{hour:02}:{minute:02}" for hour in range(24) for minute in range(60)]
+
+
+@lru_cache(maxsize=1000)
+def _date(day: int) -> str:
+    year, month, day_of_month, *_ = gmtime(day * 86400)
+    return f"{year}-{month:02}-{day_of_month:02}"

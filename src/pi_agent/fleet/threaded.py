@@ -22,7 +22,8 @@ from django.db import connections
 from django.http import HttpResponseBase
 from django.urls import set_script_prefix
 
-from pi_agent.fleet import database
+from pi_agent.fleet import aside, database
+from pi_agent.fleet.aside import Assistants
 
 Message = Mapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
@@ -37,6 +38,7 @@ class Threaded(ASGIHandler):
     def __init__(self) -> None:
         super().__init__()
         self.pool = ThreadPoolExecutor(THREADS, thread_name_prefix="django", initializer=database.read_much)
+        self.assistants = Assistants.employed = Assistants()
 
     def load_middleware(self, is_async: bool = False) -> None:  # as Django has it
         super().load_middleware(is_async=False)
@@ -72,6 +74,8 @@ class Threaded(ASGIHandler):
 
     def close(self) -> None:
         close_pool(self.pool, THREADS)
+        Assistants.employed = None
+        close_pool(self.assistants.pool, aside.THREADS)
 
 
 def _headers(response: HttpResponseBase) -> list[tuple[bytes, bytes]]:
