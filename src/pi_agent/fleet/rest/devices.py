@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-import json
+import marshal
 from typing import Annotated, Any
 
 from django.http import HttpRequest, StreamingHttpResponse
@@ -196,4 +196,5 @@ def _answer(change: Change, *, dry_run: bool = False) -> dict[str, Any]:
 
 
 def _digest(value: object) -> str:
-    return hashlib.sha256(json.dumps(value).encode()).hexdigest()[:16]
+    """Of JSON's kinds of values, which marshal writes sooner; in its version 2 equal values are equal bytes."""
+    return hashlib.sha256(marshal.dumps(value, 2)).hexdigest()[:16]
