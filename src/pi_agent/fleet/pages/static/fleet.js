@@ -105,3 +105,6 @@ document.addEventListener("keydown", (event) => {
 document.addEventListener("click", (event) => {
   document.querySelectorAll("details.menu[open]").forEach((menu) => { if (!menu.contains(event.target)) menu.open = false; });
 });
+
+// The charts are counted once the page is there, and not while it is still being drawn.
+addEventListener("load", () => dispatchEvent(new Event("loaded")));
