@@ -1,13 +1,16 @@
-"""A count beside the page that it is for."""
+"""What makes the answer to a question about a large fleet quick: a count beside the page that it is for, times by table."""
 
 from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
 from math import isqrt
 
 import pytest
 from django.db import DatabaseError, connection, transaction
+from hypothesis import given
+from hypothesis import strategies as st
 
 from pi_agent.fleet import registry
 from pi_agent.fleet.asgi import Application
@@ -96,3 +99,9 @@ def test_what_goes_wrong_there_is_the_error_of_whoever_asked(app: Application) -
     for _ in range(THREADS + 1):
         name, found = aside(right)()
         assert (name.startswith("aside"), found) == (True, 0)
+
+
+@given(st.integers(0, 253_402_300_799))
+def test_a_time_is_written_as_rfc_3339_has_it(seconds: int) -> None:
+    """In UTC, to the second, until the end of the year 9999."""
+    assert registry.rfc3339(seconds) == datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
