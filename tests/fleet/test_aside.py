@@ -51,7 +51,12 @@ def busy(app: Application) -> Iterator[None]:
 def test_it_is_asked_by_another_thread_at_once(app: Application) -> None:
     """Before anybody collects the answer."""
     asked = threading.Event()
-    answer = aside(lambda: (asked.set(), my_thread())[1])
+
+    def question() -> str:
+        asked.set()
+        return my_thread()
+
+    answer = aside(question)
     assert asked.wait(5)
     assert answer().startswith("aside")
 

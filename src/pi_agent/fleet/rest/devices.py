@@ -195,6 +195,6 @@ def _answer(change: Change, *, dry_run: bool = False) -> dict[str, Any]:
     }
 
 
-def _digest(value: object) -> str:
+def _digest(value: Any) -> str:
     """Of JSON's kinds of values, which marshal writes sooner; in its version 2 equal values are equal bytes."""
     return hashlib.sha256(marshal.dumps(value, 2)).hexdigest()[:16]
