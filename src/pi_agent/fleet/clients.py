@@ -41,6 +41,7 @@ _KEYS = """
 FIND_KEYS = _KEYS + " AND k.retired_at IS NULL"
 FIND_KEY = _KEYS + " AND k.kid = %s"  # a retired one too: who still signs with it is worth knowing (``clones``)
 MAX_REMEMBERED = 12_000
+_NOT_KEPT: dict[str, str] = {}  # one for all that are remembered; nobody asks for the JWK of a key that verifies
 
 WITHOUT_KID = ("RS256", "PS256")
 
@@ -98,7 +99,7 @@ def _load(jwk: str, kid: str) -> PublicKey:
         return load_jwk(members)
     point = b"\4" + b"".join(base64.urlsafe_b64decode(members[name] + "=") for name in "xy")
     key = ec.EllipticCurvePublicKey.from_encoded_point(ec.SECP256R1(), point)
-    return PublicKey(key, {}, kid, ("ES256",))
+    return PublicKey(key, _NOT_KEPT, kid, ("ES256",))
 
 
 def named_by_basic(request: Request) -> str | None:
