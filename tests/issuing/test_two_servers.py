@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import secrets
+import signal
 import subprocess
 import sys
 import time
@@ -249,3 +250,27 @@ def test_b24_a_bulk_action_takes_devices_in_the_order_of_tokens(pair: Pair) -> N
 
     found = pair.meet("fleet_device", f"client_id = '{newer.client_id}'", read, quarantine)
     assert found == [2, 0]
+
+
+def test_b24_rhythms_are_kept_in_the_order_of_tokens(pair: Pair) -> None:
+    """B-24: the housekeeper and a batch of tokens, which each hold one device and want the other, would never end."""
+    from pi_agent.fleet import ledger
+
+    low, high = sorted((pair.first.enroll(board=board()) for _ in range(2)), key=lambda pi: pi.client_id)
+    kids = [public_key(each.key.public_key()).kid for each in (low, high)]
+    assert [pair.second.ask(each.form()).status for each in (high, low)] == [200, 200]
+    pair.sql("UPDATE fleet_device SET auth_at = auth_at - 5, rhythm_at = NULL WHERE client_id = %s", high.client_id)
+    pair.sql("UPDATE fleet_device SET rhythm_at = NULL WHERE client_id = %s", low.client_id)
+    unkept = "SELECT count(*) FROM fleet_device WHERE client_id IN (%s, %s) AND rhythm_at IS NULL"
+
+    def read() -> int:
+        return len(pair.sql(ledger.READ_ALL, [low.client_id, high.client_id], kids))
+
+    def keep() -> int:
+        pair.first.process.send_signal(signal.SIGHUP)
+        end = time.monotonic() + 10
+        while pair.sql(unkept, low.client_id, high.client_id) != [(0,)] and time.monotonic() < end:
+            time.sleep(0.05)
+        return int(pair.sql(unkept, low.client_id, high.client_id)[0][0])
+
+    assert pair.meet("fleet_device", f"client_id = '{low.client_id}'", read, keep) == [2, 0]

@@ -28,7 +28,7 @@ MAX_STRETCH = 8
 LOOK_BACK = 900
 BATCH = 200
 
-READ = ("pk", "auth_at", "rhythm_at", "rhythm", "rhythm_spread", "due_at")
+READ = ("client_id", "pk", "auth_at", "rhythm_at", "rhythm", "rhythm_spread", "due_at")
 KEEP = """
     UPDATE fleet_device SET rhythm_at = %s, rhythm = %s, rhythm_spread = %s, due_at = %s
     WHERE id = %s AND auth_at = %s AND (rhythm_at IS NULL OR rhythm_at < auth_at)"""
@@ -61,15 +61,16 @@ def first(gap: int) -> Rhythm | None:
 def keep(now: int, *, since: int | None = None) -> int:
     """Take up the tokens that devices had since ``since`` (or lately); how many devices were looked at.
 
-    In small transactions, and with little Python for each device: tokens are issued meanwhile, and want both.
+    In small transactions, each in the order in which tokens lock devices, and with little Python for each device: tokens
+    are issued meanwhile, and want both.
     """
     since = now - LOOK_BACK if since is None else since
     fresh = Q(rhythm_at=None) | Q(rhythm_at__lt=F("auth_at"))
     rows, seen, done, begun = Device.objects.filter(fresh).order_by("auth_at", "pk"), 0, Q(), time.monotonic()
     while batch := list(rows.filter(done, auth_at__gte=since).values_list(*READ)[:BATCH]):
         with transaction.atomic(), connection.cursor() as cursor:
-            cursor.executemany(KEEP, [(*_kept(*known), pk, known[0]) for pk, *known in batch])
-        seen, last, since = seen + len(batch), batch[-1][0], batch[-1][1]
+            cursor.executemany(KEEP, [(*_kept(*known), pk, known[0]) for _, pk, *known in sorted(batch)])
+        seen, (_, last, since, *_) = seen + len(batch), batch[-1]
         done = Q(auth_at__gt=since) | Q(pk__gt=last)
         database.give_way(begun)
         begun = time.monotonic()
