@@ -86,7 +86,7 @@ def _whose_first(argv: Sequence[str]) -> list[str]:
 def _queries(argv: Sequence[str]) -> list[str]:
     """The words of a command line, where ``-tag:lab`` and ``-(...)`` are terms of a query and ``--sort -auth`` has its value.
 
-    A thumbprint, too, may begin with a minus: one key in 64 has such a one.
+    A thumbprint may begin with a minus, too: one in 64 does.
     """
     words: list[str] = []
     for word in argv:

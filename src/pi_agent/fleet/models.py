@@ -177,8 +177,8 @@ KEYS_OF = f"""
 
 
 def with_parts(rows: Iterable[Device]) -> list[Device]:
-    """Devices with their keys and tags, asked for at once, and in plain SQL: for each row id that a query set is given
-    it takes as long as the database does to find its device."""
+    """Devices with their keys and tags, asked for at once, and in plain SQL: a query set needs longer to write the row
+    ids down than the database to find them."""
     devices = list(rows)
     for start in range(0, len(devices), AT_ONCE):
         some = {device.pk: device for device in devices[start : start + AT_ONCE]}

@@ -73,7 +73,7 @@ def find(
     many = isqrt(limit * _everyone()) + 1
     found = matching[:many].count() if known is None else known
     rows = with_parts(_page(query, order, place, limit + 1, few=found < many))
-    total = counted()
+    total = found if found < many else counted()
     more = order.place(rows[limit - 1], query.now, total).text(text, sort) if len(rows) > limit else None
     return Page(query.meaning(), query.now, rows[:limit], more, total)
 
