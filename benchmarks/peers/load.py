@@ -47,7 +47,7 @@ class Group:
         self.sample = ""
 
     def send(self, now: float, start: float) -> None:
-        due = len(self.idle) if not self.rate else min(len(self.idle), int((now - start) * self.rate) - self.sent)
+        due = len(self.idle) if not self.rate else min(len(self.idle), int((now - start) * self.rate) + 1 - self.sent)
         for _ in range(min(due, len(self.requests))):
             connection = self.idle.pop()
             connection.due = start + self.sent / self.rate if self.rate else now
