@@ -7,8 +7,11 @@ seconds, and a schema is only ever changed forward, by one process at a time, in
 from __future__ import annotations
 
 import logging
+import os
+import resource
 import time
 import zlib
+from pathlib import Path
 from typing import Any
 
 from pi_agent.errors import ConfigError
@@ -115,6 +118,29 @@ def read_much() -> None:
         command = PRAGMAS.format(kib=READING_KIB, pages=CHECKPOINT_PAGES)
         options = connection.settings_dict["OPTIONS"] | {"init_command": command}
         connection.settings_dict = connection.settings_dict | {"OPTIONS": options}  # all threads share what was there
+
+
+def wait_for_disk() -> None:
+    """Wait until SQLite's file is on disk as far as it was written (fdatasync(2)).
+
+    By a descriptor that SQLite has open: to open and close the file here would drop SQLite's locks on it, as POSIX has it
+    (sqlite.org/howtocorrupt.html, section 2.2). It was opened early, so its number is low.
+    """
+    from django.db import connection  # as above
+
+    file = os.path.realpath(connection.settings_dict["NAME"])
+    for number in range(resource.getrlimit(resource.RLIMIT_NOFILE)[0]):
+        if _opened(number) == file:
+            os.fdatasync(number)
+            return
+
+
+def _opened(number: int) -> str:
+    """What a descriptor of this process has open; nothing when it is none."""
+    try:
+        return str(Path(f"/proc/self/fd/{number}").readlink())
+    except OSError:
+        return ""
 
 
 def release() -> None:

@@ -13,7 +13,7 @@ from __future__ import annotations
 import base64
 import binascii
 import secrets
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 
@@ -100,14 +100,22 @@ class KeyRing:
 
 def load_ring(settings: Settings, *, now: int) -> KeyRing:
     """The keys of this fleet; the first is made here. Raises KeyFileError for one that cannot be read."""
-    with transaction.atomic():
-        database.lock("signing keys")
-        rows = _rows() or [_make(settings, now=now, signs_from=now)]
-        for row in rows:
-            if settings.key_secret and not row.private_key.startswith(SEALED):
+    rows = _rows()
+    if not rows or _unsealed(
+        rows, settings
+    ):  # only then: it is asked every few seconds, and a lock keeps tokens waiting
+        with transaction.atomic():
+            database.lock("signing keys")
+            rows = _rows() or [_make(settings, now=now, signs_from=now)]
+            for row in _unsealed(rows, settings):
                 row.private_key = seal(row.private_key.encode(), settings, row.kid)
                 row.save(update_fields=["private_key"])
     return _ring(rows, settings)
+
+
+def _unsealed(rows: Sequence[SigningKey], settings: Settings) -> list[SigningKey]:
+    """The keys that lie open, although there is a secret to seal them with."""
+    return [row for row in rows if settings.key_secret and not row.private_key.startswith(SEALED)]
 
 
 def rotate(settings: Settings, *, now: int, at_once: bool = False) -> SigningKey:
