@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import json
 import time
+from collections.abc import Collection
 from functools import partial
 from typing import Any
 
@@ -18,10 +19,12 @@ from hypothesis import strategies as st
 from jwt.algorithms import Algorithm
 
 from fleet.conftest import approve
-from fleet.support import ISSUER, Pi, Reply, ask
+from fleet.support import FORM, ISSUER, Pi, Reply, ask
 from pi_agent import assertion, jws
+from pi_agent.fleet import clients, grants, ledger
 from pi_agent.fleet.asgi import Application
 from pi_agent.fleet.models import UsedAssertion
+from pi_agent.fleet.web import Answer, Request
 
 anything_goes = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
@@ -85,6 +88,47 @@ def test_b04_a_key_in_the_header_is_not_read(app: Application, pi: Pi) -> None:
 
 def _mac(algorithm: Algorithm, key: bytes, data: bytes) -> bytes:
     return algorithm.sign(data, key)
+
+
+def test_requests_that_come_together_are_answered_each_by_its_own_key(
+    app: Application, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Keys are looked up together: good ones, a forgery, a stranger, somebody else's kid, a request that is none."""
+    good = [approve(app, Pi()) for _ in range(3)]
+    stranger = Pi(client_id="pi-stranger")
+    bodies = [each.form() for each in good]
+    bodies += [good[0].form(Pi(client_id=good[0].client_id).assertion(header={"kid": good[0].public.kid}))]
+    bodies += [stranger.form(), good[0].form(good[1].assertion(iss=good[0].client_id)), b"grant_type=nothing"]
+    requests = [Request("POST", body, FORM) for body in bodies]
+    clients._remembered.clear()
+    asked: list[set[str]] = []
+    look_up = ledger.look_up_keys
+
+    def count(names: Collection[str]) -> list[ledger.KeyRow]:
+        asked.append(set(names))
+        return look_up(names)
+
+    monkeypatch.setattr(ledger, "look_up_keys", count)
+    found = grants.read(requests, now=int(time.time()), authority=app.authority)
+    believed = [each.verified.kid if isinstance(each, grants.Claim) else None for each in found]
+    assert believed == [*(each.public.kid for each in good), None, None, None, None]
+    assert asked == [{each.client_id for each in (*good, stranger)}]
+
+
+def test_a_request_that_finds_a_bug_fails_alone(app: Application, pi: Pi, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those that were read together with it are answered as ever."""
+    open_ = grants._open
+
+    def stumble(request: Request) -> Any:
+        if b"stumble" in request.body:
+            raise ZeroDivisionError
+        return open_(request)
+
+    monkeypatch.setattr(grants, "_open", stumble)
+    requests = [Request("POST", body, FORM) for body in (pi.form(), b"stumble", pi.form())]
+    first, second, third = app.clerk._read(requests)
+    assert isinstance(first, grants.Claim) and isinstance(third, grants.Claim)
+    assert isinstance(second, Answer) and second.status == 500
 
 
 @pytest.mark.parametrize("kid", [None, "", "../../../etc/passwd", "' OR 1=1 --", 5, "x" * 43])

@@ -29,6 +29,7 @@ from pi_agent.fleet.tokens import Authority
 from pi_agent.fleet.web import Answer, Request, json_answer, oauth_refusal, try_again
 
 MAX_WAITING = 512
+MAX_READ = 16  # the first of them goes on when the last one is read
 MAX_BATCH = 128
 MAX_KNOWN = 100_000
 BUSY = OAuthError("temporarily_unavailable")
@@ -95,24 +96,27 @@ class Clerk:
     def prepare(self) -> None:
         """The first thread."""
         try:
-            while batch := self.asked.take(MAX_BATCH):
-                refused = [(asker, found) for request, asker in batch if (found := self._prepare(request, asker))]
-                self.deliver([asker for asker, _ in refused], [found for _, found in refused])
+            while batch := self.asked.take(MAX_READ):
+                found = self._read([request for request, _ in batch])
+                refused = []
+                for each, (_, asker) in zip(found, batch, strict=True):
+                    if isinstance(each, Answer):
+                        refused.append((asker, each))
+                    else:
+                        self.claimed.put((each, asker))
+                self.deliver([asker for asker, _ in refused], [each for _, each in refused])
         finally:
             connections.close_all()
             self.claimed.close()
 
-    def _prepare(self, request: Request, asker: Asker) -> Answer | None:
-        """The answer that refuses a request; None when it goes on to the second thread."""
+    def _read(self, requests: Sequence[Request]) -> list[Claim | Unusable | Answer]:
         try:
-            found = grants.read(request, now=int(self.clock()), authority=self.authority())
+            return grants.read(requests, now=int(self.clock()), authority=self.authority())
         except Exception as error:  # the last line: whatever it is, the client is told nothing about it
+            if len(requests) > 1:  # one of them is the cause: each for itself
+                return [self._read([request])[0] for request in requests]
             log.error(BUG, type(error).__name__, exc_info=error)
-            return FAILED
-        if isinstance(found, Answer):
-            return found
-        self.claimed.put((found, asker))
-        return None
+            return [FAILED]
 
     def settle(self) -> None:
         """The second thread."""

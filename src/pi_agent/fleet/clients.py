@@ -13,7 +13,9 @@ import binascii
 import hashlib
 import hmac
 import json
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 from urllib.parse import unquote_plus
 
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
@@ -22,9 +24,11 @@ from pi_agent import assertion, jws
 from pi_agent.assertion import Kind, VerifiedAssertion
 from pi_agent.errors import InvalidAssertionError, MalformedTokenError, OAuthError
 from pi_agent.fleet import ledger
+from pi_agent.fleet.ledger import KeyRow
 from pi_agent.fleet.models import ResourceServer
 from pi_agent.fleet.web import Request
 from pi_agent.jwk import PublicKey, load_jwk, public_key
+from pi_agent.jws import UnverifiedToken
 
 # Verified in place of a key that is not there. Nobody has the private halves; the modulus is not even a product of two.
 _NOBODY_RSA = int.from_bytes(hashlib.shake_256(b"nobody").digest(256), "big") | 1 << 2047 | 1
@@ -35,17 +39,28 @@ NOBODY = {
 }
 NOBODY["PS256"] = NOBODY["RS256"]
 
-_KEYS = """
-    SELECT k.jwk, k.kid FROM fleet_devicekey k JOIN fleet_device d ON d.id = k.device_id
-    WHERE d.client_id = %s AND k.alg = %s"""
-FIND_KEYS = _KEYS + " AND k.retired_at IS NULL"
-FIND_KEY = _KEYS + " AND k.kid = %s"  # a retired one too: who still signs with it is worth knowing (``clones``)
 MAX_REMEMBERED = 12_000
 _NOT_KEPT: dict[str, str] = {}  # one for all that are remembered; nobody asks for the JWK of a key that verifies
 
 WITHOUT_KID = ("RS256", "PS256")
 
-_remembered: dict[tuple[str, str | None, str], PublicKey] = {}
+
+class KeyName(NamedTuple):
+    """What an assertion says of its key, and what it is looked up by."""
+
+    client_id: str
+    kid: str | None
+    alg: str
+
+
+class Statement(NamedTuple):
+    """An assertion that nobody has believed yet."""
+
+    token: UnverifiedToken
+    name: KeyName
+
+
+_remembered: dict[KeyName, PublicKey] = {}
 
 
 class UnusableAssertionError(OAuthError):
@@ -56,40 +71,63 @@ class UnusableAssertionError(OAuthError):
         self.client_id = client_id
 
 
-def authenticate(compact: str, *, kind: Kind, audience: str, now: int) -> VerifiedAssertion:
-    """Believe an assertion of a device, or raise OAuthError ``invalid_grant``. It is not spent by this."""
+def take_apart(compact: str) -> Statement:
+    """An assertion as it came, with the name of its key. Raises OAuthError ``invalid_grant``."""
     try:
         token = jws.parse(compact)
         client_id, kid = assertion.claimed_identity(token)
     except MalformedTokenError as error:
         raise OAuthError("invalid_grant", str(error)) from error
     alg = token.header["alg"]
+    if kid is None and alg not in WITHOUT_KID:
+        raise OAuthError("invalid_grant", "the assertion must name its key by kid")
+    return Statement(token, KeyName(client_id, kid, alg))
+
+
+def find_keys(names: Iterable[KeyName]) -> dict[KeyName, PublicKey]:
+    """The key enrolled under each name, else nobody's. Those that are not remembered are looked up together."""
+    found = {name: _remembered.get(name) for name in names}
+    unknown = [name for name, key in found.items() if key is None]
+    rows = ledger.look_up_keys({name.client_id for name in unknown}) if unknown else []
+    return {name: key or _choose(name, rows) for name, key in found.items()}
+
+
+def believe(statement: Statement, key: PublicKey, *, kind: Kind, audience: str, now: int) -> VerifiedAssertion:
+    """Believe an assertion of a device, or raise OAuthError ``invalid_grant``. It is not spent by this."""
+    token, name = statement
     try:
-        return assertion.verify(token, _find_key(client_id, kid, alg), alg=alg, kind=kind, audience=audience, now=now)
+        return assertion.verify(token, key, alg=name.alg, kind=kind, audience=audience, now=now)
     except InvalidAssertionError as error:
         if error.claim in ("typ", "signature"):
             raise OAuthError("invalid_grant", str(error)) from error
-        raise UnusableAssertionError(client_id, str(error)) from error
+        raise UnusableAssertionError(name.client_id, str(error)) from error
 
 
-def _find_key(client_id: str, kid: str | None, alg: str) -> PublicKey:
-    """The key enrolled for the device under ``kid`` for ``alg``, else nobody's.
+def authenticate(compact: str, *, kind: Kind, audience: str, now: int) -> VerifiedAssertion:
+    """``take_apart``, ``find_keys`` and ``believe`` for one assertion."""
+    statement = take_apart(compact)
+    key = find_keys([statement.name])[statement.name]
+    return believe(statement, key, kind=kind, audience=audience, now=now)
 
-    RSA may come without a kid, since oauthlib's ServiceApplicationClient cannot send one: then it is the only RSA key.
+
+def _choose(name: KeyName, rows: Sequence[KeyRow]) -> PublicKey:
+    """The key that ``name`` means, of those that were found, else nobody's.
+
+    A retired one can be named too: who still signs with it is worth knowing (``clones``). RSA may come without a kid,
+    since oauthlib's ServiceApplicationClient cannot send one: then it is the only RSA key in use.
     """
-    if kid is None and alg not in WITHOUT_KID:
-        raise OAuthError("invalid_grant", "the assertion must name its key by kid")
-    known = _remembered.get((client_id, kid, alg))
-    if known is not None:
-        return known
-    named = (client_id, alg) if kid is None else (client_id, alg, kid)
-    rows = ledger.look_up(FIND_KEYS if kid is None else FIND_KEY, named)
-    if len(rows) != 1:
+    client_id, kid, alg = name
+    fitting = [
+        row
+        for row in rows
+        if row.client_id == client_id and row.alg == alg and (row.retired_at is None if kid is None else row.kid == kid)
+    ]
+    if len(fitting) != 1:
         return NOBODY[alg]
     if len(_remembered) >= MAX_REMEMBERED:
         _remembered.clear()
-    key = _load(*rows[0])
-    return _remembered.setdefault((client_id, key.kid, alg), key)
+    key = _load(fitting[0].jwk, fitting[0].kid)
+    return _remembered.setdefault(KeyName(client_id, key.kid, alg), key)
 
 
 def _load(jwk: str, kid: str) -> PublicKey:

@@ -27,13 +27,14 @@ from pi_agent import assertion
 from pi_agent.assertion import VerifiedAssertion
 from pi_agent.errors import OAuthError
 from pi_agent.fleet import clients, clones, database, ledger, tokens
-from pi_agent.fleet.clients import UnusableAssertionError
+from pi_agent.fleet.clients import Statement, UnusableAssertionError
 from pi_agent.fleet.devicekeys import first_use, is_due, speaks
 from pi_agent.fleet.ledger import DeviceRow, Issued, Ledger
 from pi_agent.fleet.limits import wait_of_source
 from pi_agent.fleet.policy import Admitted, Rules, board_changes, decide
 from pi_agent.fleet.tokens import Authority
 from pi_agent.fleet.web import Answer, Request, json_answer, oauth_refusal, read_form, try_again
+from pi_agent.jwk import PublicKey
 from pi_agent.oauth import CLIENT_ASSERTION_TYPE, JWT_BEARER, Token, token_answer
 
 CLIENT_CREDENTIALS = "client_credentials"
@@ -63,29 +64,43 @@ class Unusable:
     error: OAuthError
 
 
+@dataclass(frozen=True, slots=True)
+class Unverified:
+    """A request whose assertion is still to be believed."""
+
+    statement: Statement
+    grant: str
+    form: dict[str, str]
+    named: str | None
+    source: str
+
+
 def answer(request: Request, *, now: int, authority: Authority) -> Answer:
     """Answer one token request. ``now`` is the server's clock in seconds since 1970."""
     try:
         check_source(request, now, authority)
     except OAuthError as error:
         return oauth_refusal(error)
-    claim = read(request, now=now, authority=authority)
+    claim = read([request], now=now, authority=authority)[0]
     return claim if isinstance(claim, Answer) else settle([claim], now=now, authority=authority)[0]
 
 
 # Before the bar.
 
 
-def read(request: Request, *, now: int, authority: Authority) -> Claim | Unusable | Answer:
-    """The claim of one request, or the answer that refuses it. Writes nothing."""
+def read(requests: Sequence[Request], *, now: int, authority: Authority) -> list[Claim | Unusable | Answer]:
+    """The claim of each request, or the answer that refuses it. Writes nothing."""
+    opened = [_open(request) for request in requests]
     try:
-        form = read_form(request)
-        return _read_claim(request, form, now, authority)
-    except OAuthError as error:
-        return oauth_refusal(error)
+        keys = clients.find_keys(each.statement.name for each in opened if isinstance(each, Unverified))
     except DatabaseError as error:
         database.give_up(error)
-        return oauth_refusal(try_again("the registry cannot be read at the moment"))
+        away = oauth_refusal(try_again("the registry cannot be read at the moment"))
+        return [each if isinstance(each, Answer) else away for each in opened]
+    return [
+        _claim(each, keys[each.statement.name], now, authority) if isinstance(each, Unverified) else each
+        for each in opened
+    ]
 
 
 def check_source(request: Request, now: int, authority: Authority) -> None:
@@ -95,26 +110,38 @@ def check_source(request: Request, now: int, authority: Authority) -> None:
         raise OAuthError("slow_down", "too many requests from this address", status=429, retry_after=wait)
 
 
-def _read_claim(request: Request, form: dict[str, str], now: int, authority: Authority) -> Claim | Unusable | Answer:
-    grant = form.get("grant_type")
-    if grant is None:
-        raise OAuthError("invalid_request", "grant_type is missing")
-    if grant not in GRANTS:
-        raise OAuthError("unsupported_grant_type", f"only {' and '.join(GRANTS)} are served")
-    named = clients.named_by_basic(request)
-    compact = read_assertion(form) if grant == JWT_BEARER else read_client_assertion(form)
-    kind = assertion.GRANT if grant == JWT_BEARER else assertion.CLIENT
+def _open(request: Request) -> Unverified | Answer:
     try:
-        verified = clients.authenticate(compact, kind=kind, audience=authority.settings.issuer, now=now)
-    except UnusableAssertionError as error:
-        return Unusable(error.client_id, grant, error)
+        form = read_form(request)
+        grant = form.get("grant_type")
+        if grant is None:
+            raise OAuthError("invalid_request", "grant_type is missing")
+        if grant not in GRANTS:
+            raise OAuthError("unsupported_grant_type", f"only {' and '.join(GRANTS)} are served")
+        named = clients.named_by_basic(request)
+        compact = read_assertion(form) if grant == JWT_BEARER else read_client_assertion(form)
+    except OAuthError as error:
+        return oauth_refusal(error)
+    try:
+        return Unverified(clients.take_apart(compact), grant, form, named, request.source)
     except OAuthError as error:
         return refused(grant, error)
-    if named not in (None, verified.issuer):
-        raise clients.unknown_client()
+
+
+def _claim(each: Unverified, key: PublicKey, now: int, authority: Authority) -> Claim | Unusable | Answer:
+    kind = assertion.GRANT if each.grant == JWT_BEARER else assertion.CLIENT
+    try:
+        verified = clients.believe(each.statement, key, kind=kind, audience=authority.settings.issuer, now=now)
+    except UnusableAssertionError as error:
+        return Unusable(error.client_id, each.grant, error)
+    except OAuthError as error:
+        return refused(each.grant, error)
+    if each.named not in (None, verified.issuer):
+        return oauth_refusal(clients.unknown_client())
+    form = each.form
     if form.get("client_id", verified.issuer) != verified.issuer:
-        return refused(grant, OAuthError("invalid_grant", "client_id is not the device that signed the assertion"))
-    return Claim(verified, grant, form.get("scope", ""), form.get("resource", ""), request.source)
+        return refused(each.grant, OAuthError("invalid_grant", "client_id is not the device that signed the assertion"))
+    return Claim(verified, each.grant, form.get("scope", ""), form.get("resource", ""), each.source)
 
 
 def refused(grant: str, error: OAuthError) -> Answer:

@@ -8,7 +8,7 @@ for a retired key too, since that is an alarm, which is written to the device an
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
@@ -30,6 +30,9 @@ _DEVICE = f"""
     FROM fleet_device d JOIN fleet_devicekey k ON k.device_id = d.id"""  # noqa: S608  # constants
 _ISSUED = "auth_at = {}, seen_at = {}, token_until = {}, agent_version = {}, key_protection = {}, overvoltage = {}, warranty = {}"
 
+READ_KEYS = """
+    SELECT d.client_id, k.kid, k.alg, k.jwk, k.retired_at
+    FROM fleet_devicekey k JOIN fleet_device d ON d.id = k.device_id WHERE d.client_id = %s"""
 SPEND = "INSERT INTO fleet_usedassertion (issuer, jti, expires_at) VALUES (%s, %s, %s) ON CONFLICT DO NOTHING"
 UNSPEND = "DELETE FROM fleet_usedassertion WHERE issuer = %s AND jti = %s"
 READ = _DEVICE + " WHERE d.client_id = %s AND k.kid = %s"
@@ -48,6 +51,7 @@ SPEND_ALL = """
     INSERT INTO fleet_usedassertion (issuer, jti, expires_at)
     SELECT * FROM unnest(%s::text[], %s::text[], %s::bigint[]) AS new (issuer, jti, expires_at) ORDER BY issuer, jti
     ON CONFLICT DO NOTHING RETURNING issuer, jti"""
+READ_ALL_KEYS = READ_KEYS.replace("= %s", "= ANY(%s::text[])")
 READ_ALL = f"""{_DEVICE}
     WHERE (d.client_id, k.kid) IN (SELECT * FROM unnest(%s::text[], %s::text[]))
     ORDER BY d.client_id FOR NO KEY UPDATE OF d"""  # noqa: S608  # constants
@@ -74,6 +78,16 @@ class DeviceRow(NamedTuple):
     board: dict[str, Any]
     past: Past
     key: KeyState
+
+
+class KeyRow(NamedTuple):
+    """A key of a device; ``jwk`` is JSON."""
+
+    client_id: str
+    kid: str
+    alg: str
+    jwk: str
+    retired_at: int | None
 
 
 class Rule(NamedTuple):
@@ -105,11 +119,11 @@ def entry() -> Iterator[Ledger]:
         yield _ledger()
 
 
-def look_up(statement: str, values: Sequence[Any]) -> list[tuple[Any, ...]]:
-    """The rows of a question, outside of a transaction. What goes wrong is Django's DatabaseError."""
+def look_up_keys(client_ids: Collection[str]) -> list[KeyRow]:
+    """All keys of these devices, outside of a transaction. What goes wrong is Django's DatabaseError."""
     connection.ensure_connection()
     with connection.wrap_database_errors:
-        return list(_ledger().run(statement, values).fetchall())
+        return _ledger().read_keys(client_ids)
 
 
 def _ledger() -> Ledger:
@@ -138,6 +152,10 @@ class Ledger:
         """The device of each assertion, if the key that signed it still speaks for one."""
         rows = (self.run(READ, (each.issuer, each.kid)).fetchone() for each in assertions)
         return [_device(row) if row and row[-1] is None else None for row in rows]
+
+    def read_keys(self, client_ids: Collection[str]) -> list[KeyRow]:
+        """The keys of these devices, retired ones too."""
+        return [KeyRow(*row) for each in client_ids for row in self.run(READ_KEYS, (each,)).fetchall()]
 
     def rules(self) -> list[Rule]:
         """The access rules as they are at this moment."""
@@ -186,6 +204,9 @@ class PostgresLedger(Ledger):
         asked = ([each.issuer for each in assertions], [each.kid for each in assertions])
         found = {row[:2]: _device(row) for row in self.run(READ_ALL, asked).fetchall() if row[-1] is None}
         return [found.get((each.issuer, each.kid)) for each in assertions]
+
+    def read_keys(self, client_ids: Collection[str]) -> list[KeyRow]:
+        return [KeyRow(*row) for row in self.run(READ_ALL_KEYS, (list(client_ids),)).fetchall()]
 
     def note_issued(self, issued: Sequence[Issued]) -> None:
         if issued:
