@@ -13,6 +13,7 @@ import binascii
 import hashlib
 import hmac
 import json
+import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -127,7 +128,8 @@ def _choose(name: KeyName, rows: Sequence[KeyRow]) -> PublicKey:
     if len(_remembered) >= MAX_REMEMBERED:
         _remembered.clear()
     key = _load(fitting[0].jwk, fitting[0].kid)
-    return _remembered.setdefault(KeyName(client_id, key.kid, alg), key)
+    kept = KeyName(client_id, key.kid, sys.intern(alg))  # every assertion brings a text of its own
+    return _remembered.setdefault(kept, key)
 
 
 def _load(jwk: str, kid: str) -> PublicKey:
