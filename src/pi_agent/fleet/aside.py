@@ -27,9 +27,7 @@ class Assistants:
     employed: ClassVar[Assistants | None] = None
 
     def __init__(self) -> None:
-        self.pool = ThreadPoolExecutor(
-            THREADS, thread_name_prefix="aside", initializer=database.keep_pages, initargs=(database.READING_KIB,)
-        )
+        self.pool = ThreadPoolExecutor(THREADS, thread_name_prefix="aside", initializer=database.read_much)
         self.idle = BoundedSemaphore(THREADS)
 
     def ask(self, question: Callable[[], Answer]) -> Callable[[], Answer]:

@@ -35,7 +35,6 @@ PRAGMAS = (
 CHECKPOINT_PAGES = 64_000  # never, while the housekeeper lives
 CACHE_KIB = 4096
 READING_KIB = 8192  # the index by which 100,000 devices are counted
-CHORES_KIB = 512  # chores go through all devices, and come back to none soon
 
 
 def database_settings(settings: Settings) -> dict[str, Any]:
@@ -111,12 +110,12 @@ def give_way(since: float) -> None:
     time.sleep(SHARE * (time.monotonic() - since))
 
 
-def keep_pages(kib: int) -> None:
-    """Let the connections that this thread opens from now on keep so many of SQLite's pages."""
+def read_much() -> None:
+    """Let the connections that this thread opens keep more of SQLite's pages: it answers questions about many devices."""
     from django.db import connection  # as above
 
     if connection.vendor == "sqlite":
-        command = PRAGMAS.format(kib=kib, pages=CHECKPOINT_PAGES)
+        command = PRAGMAS.format(kib=READING_KIB, pages=CHECKPOINT_PAGES)
         options = connection.settings_dict["OPTIONS"] | {"init_command": command}
         connection.settings_dict = connection.settings_dict | {"OPTIONS": options}  # all threads share what was there
 

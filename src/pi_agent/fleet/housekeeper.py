@@ -73,7 +73,6 @@ class Housekeeper:
         self.thread.join()
 
     def run(self) -> None:
-        database.keep_pages(database.CHORES_KIB)
         try:
             while not self.ended.is_set():
                 for chore in self.chores:

@@ -41,7 +41,7 @@ GRACE_SECONDS = 3
 BACKLOG = 2048
 SPARE_FILES = 64
 MAX_SOCKET_PATH = 107  # sun_path of unix(7), less its NUL
-GC_THRESHOLD = (5_000, 20, 100)
+GC_THRESHOLD = (20_000, 20, 100)
 
 log = logging.getLogger("pi_agent.fleet")
 

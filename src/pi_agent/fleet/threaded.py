@@ -37,9 +37,7 @@ class Threaded(ASGIHandler):
 
     def __init__(self) -> None:
         super().__init__()
-        self.pool = ThreadPoolExecutor(
-            THREADS, thread_name_prefix="django", initializer=database.keep_pages, initargs=(database.READING_KIB,)
-        )
+        self.pool = ThreadPoolExecutor(THREADS, thread_name_prefix="django", initializer=database.read_much)
         self.assistants = Assistants.employed = Assistants()
 
     def load_middleware(self, is_async: bool = False) -> None:  # as Django has it
