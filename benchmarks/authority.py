@@ -105,8 +105,9 @@ def main() -> int:
         for name in [name for name in CONTENDERS if name in parts]:
             home = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="bench-", dir="/var/tmp")))
             try:
-                contenders[name] = stack.enter_context(CONTENDERS[name](home, devices))
-                warm(contenders[name])
+                contender = stack.enter_context(CONTENDERS[name](home, devices))
+                warm(contender)
+                contenders[name] = contender
             except (MissingError, subprocess.CalledProcessError) as error:
                 print(f"{name}: left out: {error}")
         turns = [take_turns(contenders, seconds, raw="raw" in parts) for _ in range(arguments.turns)]

@@ -110,6 +110,7 @@ class Clerk:
             self.claimed.close()
 
     def _read(self, requests: Sequence[Request]) -> list[Claim | Unusable | Answer]:
+        """What goes on to the second thread, or the answer that refuses it, for each request."""
         try:
             return grants.read(requests, now=int(self.clock()), authority=self.authority())
         except Exception as error:  # the last line: whatever it is, the client is told nothing about it

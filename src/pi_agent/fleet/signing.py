@@ -101,9 +101,8 @@ class KeyRing:
 def load_ring(settings: Settings, *, now: int) -> KeyRing:
     """The keys of this fleet; the first is made here. Raises KeyFileError for one that cannot be read."""
     rows = _rows()
-    if not rows or _unsealed(
-        rows, settings
-    ):  # only then: it is asked every few seconds, and a lock keeps tokens waiting
+    # Only then, as this is asked every few seconds, and a lock keeps tokens waiting.
+    if not rows or _unsealed(rows, settings):
         with transaction.atomic():
             database.lock("signing keys")
             rows = _rows() or [_make(settings, now=now, signs_from=now)]
