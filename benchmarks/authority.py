@@ -99,6 +99,7 @@ def main() -> int:
     parser.add_argument("--only", default="raw,sqlite,postgres,oidc,dot,flood", help="which parts")
     arguments = parser.parse_args()
     parts, seconds = arguments.only.split(","), 3.0 if arguments.quick else 8.0
+    print(f"Python {sys.version}")
     devices = make_devices()
     with ExitStack() as stack:
         contenders: dict[str, Contender] = {}
@@ -340,8 +341,18 @@ def warm(contender: Contender) -> None:
 
 
 def take_turns(contenders: dict[str, Contender], seconds: float, *, raw: bool) -> tuple[float, dict[str, Turn]]:
-    """Each of them once, the others at rest meanwhile: so a machine that changes its speed is the same for all."""
-    return raw_us() if raw else 0.0, {name: measure(each, seconds) for name, each in contenders.items()}
+    """Each of them once, the others at rest meanwhile: so a machine that changes its speed is the same for all.
+
+    One that fails is taken out of ``contenders``.
+    """
+    bare, found = raw_us() if raw else 0.0, {}
+    for name in list(contenders):
+        try:
+            found[name] = measure(contenders[name], seconds)
+        except (MissingError, subprocess.CalledProcessError) as error:
+            print(f"{name}: left out: {error}")
+            del contenders[name]
+    return bare, found
 
 
 def measure(contender: Contender, seconds: float) -> Turn:
@@ -462,7 +473,7 @@ def show(name: str, turn: Turn) -> None:
 def judge(turns: Sequence[tuple[float, dict[str, Turn]]], honest: float | None) -> int:
     """Each bar, held or missed, by the median of what was measured in one turn; 1 when one was missed."""
     missed = 0
-    there = turns[0][1]
+    there = turns[-1][1]  # those that lasted
     for key, name in (("sqlite", "pi-fleet, SQLite"), ("postgres", "pi-fleet, PostgreSQL")):
         if key not in there:
             continue

@@ -110,12 +110,13 @@ def test_a_name_that_nobody_knows(pi: Living) -> None:
 
 
 def test_a_server_that_hangs_holds_up_nobody(pi: Living) -> None:
-    """RA-06, E-05: while an attempt hangs, callers hear "not yet" at once, and the agent ends when told to."""
+    """RA-06, E-05: while an attempt hangs, callers hear "not yet" at once, that it is under way, and the agent ends when told to."""
     pi.answers.now = lambda channel, _: time.sleep(20)
     with pi.running() as agent:
         eventually(lambda: bool(pi.posts()), "a request")
         begun = time.monotonic()
         assert pi.get("/v1/token")[0] == 503
+        assert pi.status()["sentence"] == "no token, first request under way"
         assert time.monotonic() - begun < 1
         agent.send_signal(signal.SIGTERM)
         assert agent.wait(5) == 0

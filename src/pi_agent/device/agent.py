@@ -341,14 +341,15 @@ class Agent:
     def sentence(self, now: float, slot: Slot) -> str:
         """How a token is, in one line; with the clock's trouble where that is the cause."""
         left, wait = slot.left(now), max(0.0, slot.next - now)
+        when = "under way" if slot is self._in_flight else f"in {clock.length(wait)}"
         token = f"token ok, {clock.length(left)} left" if left > 0 else "no token"
         if self._signed_out:
             return f"signed out ({self._signed_out}); sign in again with: sudo pi-agent refresh"
         if not slot.failure:
             what = "next refresh" if left > 0 else "first request"
-            return f"{token}, {what} in {clock.length(wait)}"
+            return f"{token}, {what} {when}"
         cause = slot.failure.get("message", "")
-        return f"{token}; {api.word_for(slot.outcome)} ({cause}); next attempt in {clock.length(wait)}"
+        return f"{token}; {api.word_for(slot.outcome)} ({cause}); next attempt {when}"
 
     def clock_problem(self, now: float) -> str:
         return clock.sentence(time.time(), now, self._anchor, _day)

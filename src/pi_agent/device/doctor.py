@@ -24,6 +24,7 @@ from pi_agent.device.transport import within
 from pi_agent.errors import AgentError, PiAgentError, TransportError
 
 PATIENCE = 5.0
+NOT_AT_THIS_TIME = (9, 10)  # X509_V_ERR_CERT_NOT_YET_VALID and X509_V_ERR_CERT_HAS_EXPIRED of OpenSSL's x509_vfy.h
 SYNCHRONISED = Path("/run/systemd/timesync/synchronized")
 OK, WARNING, BAD, SKIPPED = "ok", "warning", "bad", "skipped"
 
@@ -55,6 +56,7 @@ class Doctor:
         self.board: Board | None = None
         self.known: identity.Identity
         self._address: tuple[str, int] = ("", 0)
+        self._clock_is_wrong = False
 
     def findings(self) -> Iterator[Finding]:
         """Every check in order; those that hang on one that failed are told as skipped."""
@@ -119,10 +121,13 @@ class Doctor:
     def _clock(self) -> Finding:
         now = time.time()
         said = hearsay.written(now)
-        if not clock.is_plausible(now):
-            return Finding("clock", BAD, f"it says {said}, which cannot be", worker.CLOCK_HINT)
         url = self.settings.server_token_endpoint or self.settings.server_issuer
-        if wrong := "" if self.settings.server_proxy else hearsay.difference(url):
+        if not clock.is_plausible(now):
+            wrong = f"it says {said}, which cannot be"
+        else:
+            wrong = "" if self.settings.server_proxy else hearsay.difference(url)
+        if wrong:
+            self._clock_is_wrong = True
             return Finding("clock", BAD, wrong, worker.CLOCK_HINT)
         if not SYNCHRONISED.exists():
             return Finding("clock", OK, f"{said}, not known to be synchronised", "timedatectl timesync-status")
@@ -170,6 +175,8 @@ class Doctor:
                 return Finding("tls", OK, f"{secured.version()}, trusted")
         except ssl.SSLCertVerificationError as error:
             hint = f"openssl s_client -connect {self._address[0]}:{self._address[1]}"
+            if self._clock_is_wrong and error.verify_code in NOT_AT_THIS_TIME:
+                hint = worker.CLOCK_HINT
             raise StopHere(Finding("tls", BAD, f"the certificate: {error.verify_message}", hint)) from None
         except OSError as error:
             raise StopHere(Finding("tls", BAD, f"the handshake failed: {error.strerror or error}")) from None
