@@ -13,6 +13,7 @@ import pytest
 
 from device.living import SOURCE, Living, eventually, living, numbered
 from device.servers import Request, reply, token
+from pi_agent import oauth
 from pi_agent.device import allow
 from pi_agent.device.allow import Peer, Rule, refusal
 from pi_agent.device.tokens import Slot
@@ -184,10 +185,21 @@ def test_sign_out_revokes_at_the_server_and_asks_for_nothing_more(pi: Living) ->
         assert "signed out (revoked at the server)" in done.stderr
         assert pi.posts()[-1].line.startswith("POST /revoke ")
         assert pi.posts()[-1].form["token"] == held
+        assert pi.posts()[-1].form["client_assertion_type"] == oauth.CLIENT_ASSERTION_TYPE
         assert pi.get("/v1/token?wait=1")[0] == 503
         assert pi.run("status").returncode == 1
         assert pi.run("refresh").returncode == 0
         assert pi.status()["state"] == "ok"
+
+
+def test_a_token_that_was_not_revoked_is_told(pi: Living) -> None:
+    """The server refuses: it says so, and ends with 1, since whoever has that token may go on."""
+    pi.answers.metadata["revocation_endpoint"] = pi.server.url + "/revoke"
+    with pi.running():
+        pi.state("ok")
+        pi.answers.now = reply({"error": "invalid_client"}, status=401)
+        done = pi.run("sign-out")
+        assert (done.returncode, "not revoked: the server answered 401" in done.stderr) == (1, True)
 
 
 NAMES = {

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import threading
+import time
 from typing import Any
 from urllib.parse import urlencode
 
@@ -11,6 +12,8 @@ import pytest
 
 from fleet.support import FORM, ISSUER, Pi, Reply, ask, exchange
 from issuing.test_client_credentials import client_form, rule
+from pi_agent.device.keys.file import FileKey
+from pi_agent.device.request import Profile, revocation_form
 from pi_agent.fleet.asgi import Application
 from pi_agent.fleet.clients import secret_hash
 from pi_agent.fleet.models import AuditEvent, Device, ResourceServer, RevokedToken, SigningKey
@@ -157,6 +160,16 @@ def test_rfc7009_a_device_revokes_its_own_tokens(app: Application, pi: Pi, serve
     for who, left in ((stranger, 0), (pi, 1)):
         reply = exchange(app, "POST", "/oauth/revoke", client_form(who, token=token), {"content-type": FORM})
         assert (reply.status, RevokedToken.objects.count()) == (200, left)
+    assert introspect(app, token, basic(server)).json == {"active": False}
+    RevokedToken.objects.all().delete()
+
+
+def test_rfc7009_what_our_agent_sends_is_understood(app: Application, pi: Pi, server: str) -> None:
+    """``pi-agent sign-out`` at our own server, with the settings that are built in: the token is over."""
+    profile = Profile(issuer=ISSUER, client_id=pi.client_id, token_endpoint=f"{ISSUER}/oauth/token")
+    token = token_of(app, pi)
+    form = revocation_form(profile, FileKey(pi.key, pi.alg), token, now=int(time.time()))
+    assert exchange(app, "POST", "/oauth/revoke", form.encode(), {"content-type": FORM}).status == 200
     assert introspect(app, token, basic(server)).json == {"active": False}
     RevokedToken.objects.all().delete()
 

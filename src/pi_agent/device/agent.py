@@ -98,6 +98,7 @@ class Agent:
         self._due = 0.0  # when there is more to do than to answer callers; 0.0 is at once
         self._signed_out = ""
         self._signing_out = False
+        self.revoked = False  # all that was held when it signed out is worth nothing any more
         self._running = True
 
     def run(self, alarm: int | None) -> None:
@@ -215,6 +216,7 @@ class Agent:
         elif child.purpose == "revoke":
             self._signing_out = False
             self._signed_out = fields.get("message", "")
+            self.revoked = fields.get("outcome") == "revoked"
             self._journal.say(f"signed out: {self._signed_out}")
             self._doors.resume(now)
 
@@ -318,6 +320,7 @@ class Agent:
         self.tokens.each(lambda slot: slot.clear(NEVER))
         self._outlets.remove()
         self._signed_out = "nothing was held"
+        self.revoked = not named
         if named:
             self._signed_out, self._signing_out = "not revoked yet", True
             try:

@@ -109,7 +109,8 @@ def _respond_sign_out(agent: Agent, request: Request, peer: Peer, now: float, un
         agent.sign_out(now)
     if agent.is_signing_out() and now < until:
         return until
-    document = {"schema": "pi-agent.sign-out/1", "sentence": agent.sentence(now, agent.tokens.default)}
+    sentence = agent.sentence(now, agent.tokens.default)
+    document = {"schema": "pi-agent.sign-out/1", "sentence": sentence, "revoked": agent.revoked}
     return answer(200, write_json(document), keep_alive=request.keep_alive)
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from pi_agent import assertion, jws, oauth
@@ -56,7 +56,12 @@ def token_form(
 
 
 def revocation_form(profile: Profile, key: KeyStore, token: str, *, now: int) -> str:
-    """The body of a revocation request (RFC 7009 section 2.1)."""
+    """The body of a revocation request (RFC 7009 section 2.1).
+
+    No grant speaks for the client there, so one that has nothing but grants shows its key as a client does.
+    """
+    if profile.client_auth == "none":
+        profile = replace(profile, client_auth="private_key_jwt")
     return oauth.form({"token": token} | client_fields(profile, key, now=now))
 
 

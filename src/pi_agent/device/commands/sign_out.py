@@ -16,7 +16,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Raises AgentError (4) for a caller who is neither root nor the agent's user, TransportError (5)."""
+    """1 when the server did not revoke them. Raises AgentError (4) for a caller who is neither root nor the agent's user,
+    TransportError (5).
+    """
     answer = client.ask("/v1/sign-out", method="POST", runtime=args.runtime, timeout=PATIENCE)
     sys.stderr.write(f"{answer['sentence']}\n")
-    return 0
+    return 0 if answer["revoked"] else 1
