@@ -216,7 +216,7 @@ def test_every_change_is_in_the_chain(app: Application) -> None:
     """Who, from where, what, to which device; and the chain is whole (requirement D-12)."""
     pi = approve(app, Pi())
     post(app, "/devices/quarantine", {"query": f"id:{pi.client_id}", "reason": "line\nbreak\x1b[31m"})
-    post(app, "/sign-in-links", {"operator": "alice"})
+    post(app, "/sign-in-links", {"operator": "alice", "role": "admin"})
     line = AuditEvent.objects.filter(device=pi.client_id).order_by("-id")[0]
     assert (line.result, line.source) == ("done", f"uid {os.geteuid()}")
     assert json.loads(line.detail)["reason"] == "line break [31m"

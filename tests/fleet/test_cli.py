@@ -126,8 +126,13 @@ def test_a_token_and_a_link_are_data(live: LiveFleet) -> None:
     token = live.cli("enrollment-token", "--uses", "2", "--ttl", "1h")
     assert token.returncode == 0 and len(token.stdout.split()) == 1
     assert "2 devices" in token.stderr and token.stdout.strip() not in token.stderr
-    link = live.cli("sign-in-link", "--operator", "alice")
+    link = live.cli("sign-in-link", "--operator", "alice", "--role", "approver")
     assert link.stdout.startswith(f"{live.issuer}/sign-in/")
+    assert live.cli("sign-in-link", "--operator", "alice").returncode == 0
+    for words, said in ((("tim",), "there is no operator 'tim'"), (("alice", "--role", "admin"), "alice is approver")):
+        refused = live.cli("sign-in-link", "--operator", *words)
+        assert refused.returncode == 2 and f"error: {said}\nhint: pi-fleet " in refused.stderr
+    assert "tim" not in live.cli("operator", "list").stdout
     assert live.cli("enrollment-token", "--ttl", "soon").returncode == 2
 
 
@@ -226,6 +231,19 @@ def test_a_value_may_be_called_like_a_command(live: LiveFleet) -> None:
     """``pi-fleet devices audit`` asks for devices with the word audit, whatever else is a command."""
     assert run("--data", str(live.data), "devices", "audit").stderr.startswith("0 devices")
     assert cli.parse(["--data", "tag", "audit"]).run.__name__ == "audit"
+    assert cli.parse(["--data", "tag", "devices", "-o", "csv"]).output == "csv"
+
+
+@pytest.mark.parametrize(
+    "words", [("backup", "copy.db"), ("restore", "copy.db"), ("simulate", "1"), ("doctor",), ("migrate",)]
+)
+def test_what_only_works_on_the_server_itself_says_so(live: LiveFleet, tmp_path: Path, words: tuple[str, ...]) -> None:
+    """A fleet elsewhere was named: the one in the folder here is not touched in its place."""
+    told = run("--server", "http://127.0.0.1:9", "--data", str(live.data), *words)
+    assert (told.returncode, told.stdout) == (2, "")
+    assert "works on the server's own machine, not at http://127.0.0.1:9" in told.stderr
+    told = run(*words, env=CLEAN | {"PI_FLEET_SERVER": "http://127.0.0.1:9"})
+    assert told.returncode == 2 and "--data" in told.stderr
 
 
 def test_a_reader_that_leaves_is_no_traceback(live: LiveFleet) -> None:

@@ -126,6 +126,10 @@ def test_many_devices_are_changed_in_steps(live: LiveFleet) -> None:
     assert set(live.cli("devices", "tag:many", "-o", "name").stdout.split()) == wanted
     events = live.cli("audit", "action:device.tag", "--all", "-o", "jsonl").stdout.splitlines()
     assert len(events) == len(wanted) > 1000
+    done = live.cli("tag", "tag:many", "-many", "+few", "--reason", "x", "--yes", "--max", "1500")
+    assert done.returncode == 0, done.stderr
+    assert set(live.cli("devices", "tag:few", "-o", "name").stdout.split()) == wanted
+    assert live.cli("devices", "tag:many", "-o", "name").stdout == ""
 
 
 def test_an_export_is_whole_or_not_there(live: LiveFleet, tmp_path: Path) -> None:

@@ -57,7 +57,7 @@ class Browser:
 
 def link(app: Application, operator: str = "alice") -> str:
     """The path of a new sign-in link."""
-    body = json.dumps({"operator": operator}).encode()
+    body = json.dumps({"operator": operator, "role": "admin"}).encode()
     headers = {"host": "localhost", "content-type": "application/json"}
     made = exchange(app, "POST", "/api/v1/sign-in-links", body, headers, ("uid", os.geteuid()))
     return str(urlsplit(made.json["url"]).path)

@@ -271,7 +271,7 @@ def test_a_database_that_is_not_there_stops_the_start(tmp_path: Path) -> None:
     url = "postgresql://someone:hunter2@127.0.0.1:1/nothing"
     done = run("--data", str(tmp_path / "data"), "serve", "--bind", "127.0.0.1:0", "--database", url)
     assert done.returncode == 2
-    assert "cannot use the database postgresql://127.0.0.1/nothing" in done.stderr
+    assert "cannot use the database postgresql://127.0.0.1:1/nothing: connection failed" in done.stderr
     assert "hunter2" not in done.stderr and "Traceback" not in done.stderr
 
 

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import pytest
 
-from fleet.live import LiveFleet, closed_within
+from fleet.live import LiveFleet, closed_within, run
 from fleet.support import FORM, Pi
 from issuing.conftest import start
 
@@ -274,7 +274,29 @@ def test_tls_is_served_directly_and_its_certificate_is_reloaded(tmp_path: Path) 
     finally:
         code, said = server.stop()
     assert code == 0
-    assert "cannot use the certificate" in said and "Traceback" not in said
+    assert f"there is no certificate in {cert}" in said and "Traceback" not in said
+
+
+def test_a_certificate_that_is_of_no_use_is_named(tmp_path: Path) -> None:
+    """Which of the two files it is, why, and what to do: before anything listens, and nobody is asked for a password."""
+    cert, key = certificate(tmp_path, "one")
+    _, other = certificate(tmp_path, "two")
+    nonsense, locked = tmp_path / "nonsense.pem", tmp_path / "locked.pem"
+    nonsense.write_text("nonsense")
+    subprocess.run(["openssl", "pkey", "-in", key, "-aes256", "-passout", "pass:x", "-out", locked], check=True)
+    for files, said in (
+        ((cert, other), f"the private key in {other} is not that of the certificate in {cert}"),
+        ((cert,), f"there is no private key in {cert}; it has to be PEM\nhint: name the file"),
+        ((key, cert), f"there is no certificate in {key}"),
+        ((nonsense, key), f"there is no certificate in {nonsense}"),
+        ((cert, locked), f"the private key in {locked} is encrypted"),
+        ((cert, tmp_path / "none"), f"cannot read the private key in {tmp_path}/none: No such file"),
+    ):
+        options = [part for pair in zip(("--tls-cert", "--tls-key"), map(str, files), strict=False) for part in pair]
+        serve = ("serve", "--bind", "127.0.0.1:0", "--issuer", "https://fleet.example", *options)
+        done = run("--data", str(tmp_path / "data"), *serve)
+        assert (done.returncode, done.stderr.startswith("error: ")) == (2, True), done.stderr
+        assert said in done.stderr and "_ssl.c" not in done.stderr
 
 
 class TlsFleet(LiveFleet):
@@ -297,8 +319,6 @@ class TlsFleet(LiveFleet):
 
 def test_a_bad_certificate_stops_the_start(tmp_path: Path) -> None:
     """With the file's name, and without a traceback."""
-    from fleet.live import run
-
     done = run(
         "--data",
         str(tmp_path / "data"),

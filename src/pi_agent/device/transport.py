@@ -279,6 +279,9 @@ def _translated(request: Callable[[], _Result]) -> _Result:
     except PiAgentError:
         raise
     except requests.exceptions.SSLError as error:
+        if "WRONG_VERSION_NUMBER" in str(error):
+            hint = "for one on this machine, for trying things out: http://127.0.0.1:PORT and --loopback-http"
+            raise TransportError("the server speaks no TLS at this address", reason="tls", hint=hint) from None
         raise TransportError(
             "the server's certificate is not trusted, or TLS failed: " + _words(error),
             reason="tls",

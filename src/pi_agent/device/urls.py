@@ -22,7 +22,11 @@ def check_url(url: str, *, loopback_http: bool, what: str) -> None:
     if not host or "@" in parts.netloc or port == 0 or parts.scheme not in ("http", "https"):
         raise ConfigError(f"{what} is not a usable https URL", key=what, hint="it looks like https://fleet.example")
     if parts.scheme == "http" and not (loopback_http and _is_loopback(host)):
-        hint = "use https; for a server on this machine: --loopback-http" if _is_loopback(host) else "use https"
+        hint = "use https"
+        if _is_loopback(host):
+            hint += "; for a server on this machine: --loopback-http"
+        elif host == "localhost":
+            hint += "; for a server on this machine: its address, such as http://127.0.0.1:8080, and --loopback-http"
         raise ConfigError(f"{what} would send secrets over plain http", key=what, hint=hint)
 
 

@@ -29,6 +29,7 @@ ROLES = {
     "admin": "does everything, also what cannot be taken back: revokes, and decides about operators",
 }
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._@-]{0,63}", re.ASCII)
+FIRST = "operator"  # whom the first sign-in link is for
 RANK = {role: rank for rank, role in enumerate(ROLES)}
 TOKEN_MARK = "pfo_"  # noqa: S105  # what every operator token begins with, so that a leaked one is recognised
 MAX_TOKEN_SECONDS = 366 * 86400
@@ -90,6 +91,20 @@ def check_name(name: str) -> str:
 def role_of(name: str) -> str | None:
     """The role of an operator, or None for somebody who is none (any more)."""
     return Operator.objects.filter(name=name).values_list("role", flat=True).first()
+
+
+def role_for_link(name: str, wanted: str | None) -> str:
+    """The role of whom a sign-in link is for. Raises UsageError for somebody new without one, and for another than theirs.
+
+    FIRST is an admin from the beginning.
+    """
+    known = role_of(name)
+    if known and wanted not in (None, known):
+        raise UsageError(f"{name} is {known}", hint=f"pi-fleet operator set {name} {wanted}")
+    if known is None and wanted is None and name != FIRST:
+        hint = f"pi-fleet sign-in-link --operator {name} --role reader, for somebody new"
+        raise UsageError(f"there is no operator {name!r}", hint=hint)
+    return known or wanted or "admin"
 
 
 def ensure_operator(name: str, role: str, *, by: str, now: int) -> Operator:

@@ -7,6 +7,8 @@ for admins. Errors are problem details (RFC 9457).
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from django.db import DatabaseError, DataError
 from django.http import HttpRequest, HttpResponse
 from ninja import NinjaAPI
@@ -60,7 +62,12 @@ def _on_database(request: HttpRequest, error: DatabaseError) -> HttpResponse:
 
 @api.exception_handler(AuthenticationError)
 def _on_stranger(request: HttpRequest, error: AuthenticationError) -> HttpResponse:
-    response = problem(401, "sign in first", hint="pi-fleet sign-in-link on the server, or an operator token")
+    if "Authorization" in request.headers:
+        response = problem(
+            401, "the operator token is not known, or is over", hint="on the server: pi-fleet token make NAME"
+        )
+    else:
+        response = problem(401, "sign in first", hint="pi-fleet sign-in-link on the server, or an operator token")
     response["WWW-Authenticate"] = 'Bearer realm="pi-fleet"'
     return response
 
@@ -80,5 +87,11 @@ def _on_http_error(request: HttpRequest, error: HttpError) -> HttpResponse:
 @api.exception_handler(ValidationError)
 def _on_invalid(request: HttpRequest, error: ValidationError) -> HttpResponse:
     """Which member was wrong, and what it should be; never what was sent."""
-    wrong = [f"{'.'.join(map(str, item['loc']))}: {item['msg']}" for item in error.errors]
+    wrong = [f"{_name(item['loc'])}: {item['msg']}" for item in error.errors]
     return problem(400, "; ".join(wrong))
+
+
+def _name(where: Sequence[object]) -> str:
+    """A member by its own name: the first word says where it was sent, and in a body the second is ours."""
+    words = [str(word) for word in where]
+    return ".".join(words[2 if words[0] == "body" else 1 :]) or words[0]

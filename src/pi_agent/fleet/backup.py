@@ -13,6 +13,7 @@ import sqlite3
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
+from itertools import chain, count
 from pathlib import Path
 
 from pi_agent.errors import ConfigError, PiAgentError, UsageError
@@ -130,7 +131,7 @@ def restore(database: Path, copy: Path, *, keep: Losses | None) -> Path | None:
     ``keep`` is carried over into what is restored. Answers where the database from before is now.
     """
     draft = database.with_name(f".{database.name}-{secrets.token_hex(8)}")
-    before = database.with_name(f"{database.name}.before-restore") if database.exists() else None
+    before = _unused(database.with_name(f"{database.name}.before-restore")) if database.exists() else None
     try:
         os.close(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600))
         with _open(copy) as source, closing(sqlite3.connect(draft)) as target:
@@ -148,6 +149,12 @@ def restore(database: Path, copy: Path, *, keep: Losses | None) -> Path | None:
     finally:
         draft.unlink(missing_ok=True)
     return before
+
+
+def _unused(path: Path) -> Path:
+    """This name, or the first of it with a number behind it, that no file has."""
+    names = (path.with_name(f"{path.name}-{number}") for number in count(2))
+    return next(name for name in chain([path], names) if not name.exists())
 
 
 def _carry_over(target: sqlite3.Connection, database: Path, keep: Losses) -> None:

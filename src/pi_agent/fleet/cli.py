@@ -66,12 +66,13 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:
     """The command that a line asks for. Raises SystemExit where it makes none, as argparse does."""
-    words = _queries(_whose_first(argv))
+    first, rest = _whose_first(argv)
+    words = first + _queries(rest)
     return _parser(words).parse_args(words)
 
 
-def _whose_first(argv: Sequence[str]) -> list[str]:
-    """The words with the options that say whose fleet it is before the command, where argparse wants them."""
+def _whose_first(argv: Sequence[str]) -> tuple[list[str], list[str]]:
+    """The options that say whose fleet it is, which argparse wants before the command; and the other words."""
     first: list[str] = []
     rest: list[str] = []
     words = iter(argv)
@@ -80,11 +81,12 @@ def _whose_first(argv: Sequence[str]) -> list[str]:
             first += [word, *islice(words, 1)]
         else:
             (first if word.partition("=")[0] in WHOSE else rest).append(word)
-    return first + rest
+    return first, rest
 
 
 def _queries(argv: Sequence[str]) -> list[str]:
-    """The words of a command line, where ``-tag:lab`` and ``-(...)`` are terms of a query and ``--sort -auth`` has its value.
+    """The words of a command line, where ``-tag:lab`` and ``-(...)`` are terms of a query, ``tag ... -lab`` takes a tag away,
+    and ``--sort -auth`` has its value.
 
     A thumbprint may begin with a minus, too: one in 64 does.
     """
@@ -94,11 +96,17 @@ def _queries(argv: Sequence[str]) -> list[str]:
             words[-1] = f"--sort={word}"
         elif words[-1:] == ["device"] and word == "add":  # a device that is called so is found by name:add
             words[-1] = "device-add"
-        elif word[:1] == "-" and (_is_term(word) or THUMBPRINT.fullmatch(word)):
+        elif word[:1] == "-" and (
+            _is_term(word) or THUMBPRINT.fullmatch(word) or (words[:1] == ["tag"] and _is_tag(word))
+        ):
             words.append(f" {word}")  # what begins with a space is no option to argparse, and the same to a query
         else:
             words.append(word)
     return words
+
+
+def _is_tag(word: str) -> bool:
+    return word[:2] != "--" and word != "-h"
 
 
 def _is_term(word: str) -> bool:

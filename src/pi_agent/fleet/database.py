@@ -59,6 +59,7 @@ def _postgres(settings: Settings) -> dict[str, Any]:
         from psycopg.conninfo import conninfo_to_dict
     except ModuleNotFoundError as error:
         raise ConfigError("PostgreSQL needs psycopg, which is not installed", hint=POSTGRES_EXTRA) from error
+    logging.getLogger("psycopg.pool").setLevel(logging.ERROR)  # who waits for a connection is told, and tells
     found = conninfo_to_dict(settings.database_url)
     known = {name: found.pop(key, "") for name, key in DJANGO_NAMES.items()}
     limits = {
@@ -169,14 +170,32 @@ def migrate(settings: Settings) -> None:
     except OperationalError as error:
         connection.close()
         raise ConfigError(
-            f"cannot use the database {settings.database_name}: {reason(error)}",
+            f"cannot use the database {settings.database_name}: {_why(settings) or reason(error)}",
             key="database_url" if settings.shares_database else "data",
-            hint="pi-fleet doctor",
+            hint=reach_hint(settings) if settings.shares_database else "pi-fleet doctor",
         ) from error
     if settings.shares_database:  # sessions and forms of one server are good at the others
         from pi_agent.fleet.signing import shared_secret  # it needs the tables
 
         django_settings.SECRET_KEY = shared_secret(settings, "django").hex()
+
+
+def reach_hint(settings: Settings) -> str:
+    """How to see whether a PostgreSQL server is there."""
+    return f"psql {settings.database_name}; and look at --database, or DATABASE_URL"
+
+
+def _why(settings: Settings) -> str:
+    """Why PostgreSQL cannot be reached, in the driver's words; the pool only knows that it took too long."""
+    if not settings.shares_database:
+        return ""
+    import psycopg  # it is there where its database is
+
+    try:
+        psycopg.connect(settings.database_url, connect_timeout=CONNECT_SECONDS).close()
+    except psycopg.Error as error:
+        return reason(error)
+    return ""
 
 
 def refuse_newer(settings: Settings) -> None:

@@ -30,24 +30,27 @@ def examine(settings: Settings, *, now: int) -> Iterator[Finding]:
     """Everything there is to say, in the order in which to mend it. Later checks are left out when they cannot be made."""
     for check in (_folder, _disk, _address, _sqlite):
         yield from check(settings)
-    opened = _guarded("database", lambda: _open(settings))
+    opened = _guarded("database", settings, lambda: _open(settings))
     yield opened
     if opened.state != "ok":
         return
-    yield _guarded("signing keys", lambda: _keys(settings, now))
-    yield _guarded("clock", lambda: _clock(now))
-    yield _guarded("audit log", _audit)
+    yield _guarded("signing keys", settings, lambda: _keys(settings, now))
+    yield _guarded("clock", settings, lambda: _clock(now))
+    yield _guarded("audit log", settings, _audit)
 
 
-def _guarded(name: str, check: Callable[[], Finding]) -> Finding:
+def _guarded(name: str, settings: Settings, check: Callable[[], Finding]) -> Finding:
     from django.db import DatabaseError  # the checks before need none
+
+    from pi_agent.fleet.database import reach_hint
 
     try:
         return check()
     except PiAgentError as error:
         return Finding(name, "problem", str(error), error.hint or "")
     except DatabaseError as error:
-        return Finding(name, "problem", str(error).strip().split("\n")[0], "pi-fleet migrate")
+        hint = reach_hint(settings) if settings.shares_database else "pi-fleet migrate"
+        return Finding(name, "problem", str(error).strip().split("\n")[0], hint)
 
 
 def _folder(settings: Settings) -> Iterator[Finding]:

@@ -11,6 +11,7 @@ from django.db import transaction
 from pi_agent.errors import UnknownDeviceError
 from pi_agent.fleet import audit
 from pi_agent.fleet.audit import Actor, Event
+from pi_agent.fleet.lists import read_serial
 from pi_agent.fleet.models import EnrollmentToken
 
 MAX_USES = 100_000
@@ -19,13 +20,13 @@ SHOWN = 1000
 
 
 def make(uses: int, seconds: int, serial: str | None, *, actor: Actor, now: int) -> tuple[str, EnrollmentToken]:
-    """A token for ``uses`` devices, good for ``seconds``, perhaps for one serial only; and its row."""
+    """A token for ``uses`` devices, good for ``seconds``, perhaps for one serial only; and its row. Raises UsageError."""
     token = secrets.token_urlsafe(24)
     with transaction.atomic():
         row = EnrollmentToken.objects.create(
             token_hash=hashlib.sha256(token.encode()).hexdigest(),
             uses_left=uses,
-            serial=serial.lower() if serial else None,
+            serial=read_serial(serial) if serial else None,
             created_at=now,
             created_by=actor.name,
             expires_at=now + seconds,

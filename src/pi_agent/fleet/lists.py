@@ -46,14 +46,20 @@ def read_csv(lines: Iterable[str]) -> list[Line]:
         raise UsageError(f"line {rows.line_num} is not CSV: {error}") from error
 
 
+def read_serial(text: str, where: str = "") -> str:
+    """A serial as the registry keeps it. Raises UsageError, whose words begin with ``where``."""
+    serial = lower(text)
+    if not _SERIAL.fullmatch(serial):
+        raise UsageError(f"{where}{serial[:64]!r} is no serial", hint="hexadecimal, as pi-agent board shows it")
+    return serial
+
+
 def make_line(members: dict[str, str], where: str) -> Line:
     """A line from its cells. Raises UsageError, which names ``where``."""
     serial, key, name = (members.get(column, "") for column in COLUMNS)
-    serial = lower(serial)
     if bool(serial) == bool(key):
         raise UsageError(f"{where} needs a serial or a key, and not both")
-    if serial and not _SERIAL.fullmatch(serial):
-        raise UsageError(f"{where}: {serial[:64]!r} is no serial", hint="hexadecimal, as pi-agent board shows it")
+    serial = read_serial(serial, f"{where}: ") if serial else ""
     if key and not _KID.fullmatch(key):
         raise UsageError(f"{where}: {key[:64]!r} is no key thumbprint", hint="43 characters: pi-agent key show")
     if not name.isprintable() or len(name) > MAX_NAME:

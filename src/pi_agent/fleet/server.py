@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import gc
 import logging
 import os
@@ -31,6 +32,7 @@ from pi_agent.fleet.client import command
 from pi_agent.fleet.protocol import Protocol
 from pi_agent.fleet.settings import Settings
 from pi_agent.fleet.sources import networks
+from pi_agent.fleet.tls import load_certificate
 
 if TYPE_CHECKING:
     from pi_agent.fleet.asgi import Application
@@ -94,7 +96,7 @@ def serve(wanted: Settings) -> int:
     config = _uvicorn(settings, application)
 
     def reload() -> None:
-        _load_certificate(settings, config)
+        _reload_certificate(settings, config)
         housekeeper.hurry()
 
     # Nothing that lives by now ever dies, so the collector need not look at it again; tokens leave no cycles.
@@ -145,37 +147,35 @@ def _uvicorn(settings: Settings, application: Application) -> uvicorn.Config:
         timeout_graceful_shutdown=GRACE_SECONDS,
         backlog=BACKLOG,
     )
-    try:
-        config.load()
-    except (OSError, ssl.SSLError) as error:
-        raise ConfigError(
-            f"cannot use the certificate {settings.tls_cert}: {error.strerror or error}", key="tls_cert"
-        ) from error
+    if settings.tls_cert is not None:  # first of all, since uvicorn would not say which file is wrong
+        load_certificate(ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER), settings.tls_cert, settings.tls_key)
+    config.load()
     if config.ssl is not None:
         config.ssl.minimum_version = ssl.TLSVersion.TLSv1_2
     return config
 
 
-def _load_certificate(settings: Settings, config: uvicorn.Config) -> None:
+def _reload_certificate(settings: Settings, config: uvicorn.Config) -> None:
     """Take a renewed certificate into use; one that cannot be read leaves the old one."""
     if config.ssl is None or settings.tls_cert is None:
         return
     try:
-        config.ssl.load_cert_chain(settings.tls_cert, settings.tls_key)
-    except (OSError, ssl.SSLError) as error:
-        log.error("cannot use the certificate %s, and go on with the one before: %s", settings.tls_cert, error)
+        load_certificate(config.ssl, settings.tls_cert, settings.tls_key)
+    except ConfigError as error:
+        log.error("%s; the certificate from before stays in use", error)
 
 
 def _build(settings: Settings) -> tuple[Application, Housekeeper, str]:
     """The application, who looks after it, and what to say when it listens."""
     # Models exist only once Django is set up.
+    from pi_agent.fleet.access import FIRST
     from pi_agent.fleet.asgi import Application
     from pi_agent.fleet.housekeeper import Housekeeper
     from pi_agent.fleet.signin import make_link
     from pi_agent.fleet.tokens import load_authority
 
     now = int(time.time())
-    link = make_link("operator", created_by="pi-fleet serve", now=now, settings=settings)
+    link = make_link(FIRST, created_by="pi-fleet serve", now=now, settings=settings)
     application = Application(load_authority(settings, now=now))
     return application, Housekeeper(application), greeting(settings, link)
 
@@ -201,11 +201,9 @@ def listen(settings: Settings) -> socket.socket:
         public.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         public.bind(address)
     except OSError as error:
-        raise ConfigError(
-            f"cannot listen on {settings.bind}: {error.strerror}",
-            key="bind",
-            hint="choose another port with --bind 127.0.0.1:8081, or 0 for any",
-        ) from error
+        ours = error.errno in (errno.EADDRINUSE, errno.EACCES)  # the address is, and the port cannot be had
+        hint = f"choose another port with --bind {settings.host}:8081, or 0 for any" if ours else "see: ip address"
+        raise ConfigError(f"cannot listen on {settings.bind}: {error.strerror}", key="bind", hint=hint) from error
     public.setblocking(False)
     return public
 

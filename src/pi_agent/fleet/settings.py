@@ -86,7 +86,8 @@ class Settings:
     def database_name(self) -> str:
         """The database as it may be shown: without a password."""
         parts = urlsplit(self.database_url)
-        return f"postgresql://{parts.hostname or ''}{parts.path}" if self.database_url else str(self.database)
+        place = parts.netloc.rpartition("@")[2]
+        return f"postgresql://{place}{parts.path}" if self.database_url else str(self.database)
 
     @property
     def socket(self) -> Path:

@@ -16,10 +16,11 @@ from typing import Any
 
 from pi_agent.errors import ConflictError, UsageError
 from pi_agent.fleet import client, output
-from pi_agent.fleet.commands.common import confirmed, count, fleet_of, say
+from pi_agent.fleet.commands.common import command, confirmed, count, fleet_of, say
 from pi_agent.fleet.progress import Progress
 
 DEVICE_ID = re.compile(r"pi-[0-9a-f]{16}")
+TERM = re.compile(r"-(\(|[^:]*:)")
 CODE = re.compile(r"[0-9A-Za-z]{4}-[0-9A-Za-z]{4}")
 AT_ONCE = 1000
 STEP = 500
@@ -36,23 +37,25 @@ ACTIONS = {
 def add_commands(commands: Any) -> None:
     """The names and options of this file's commands."""
     for name, what in ACTIONS.items():
-        _add_action(commands.add_parser(name, help=what, description=what.capitalize() + "."), name)
-    _add_action(commands.add_parser("rotate-key", help="ask devices for new keys"), "rotate-key")
-    _add_tag(commands.add_parser("tag", help="give tags to devices, and take them away"))
+        _add_action(command(commands, name, what, act), name)
+    _add_action(command(commands, "rotate-key", "ask devices for new keys", act), "rotate-key")
+    _add_tag(command(commands, "tag", "give tags to devices, and take them away", tag))
 
 
 def _add_action(parser: argparse.ArgumentParser, name: str) -> None:
     parser.add_argument("query", nargs="+", metavar="QUERY", help="a query, or the id of a device")
     add_confirmation(parser)
-    parser.set_defaults(run=act, action=name)
+    parser.set_defaults(action=name)
 
 
 def _add_tag(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("query", nargs="+", metavar="QUERY", help="a query, or the id of a device; then +TAG ...")
+    parser.add_argument(
+        "query", nargs="+", metavar="QUERY", help="a query, or the id of a device; then +TAG or -TAG ..."
+    )
     parser.add_argument("--add", action="append", default=[], metavar="TAG", help="a tag to give")
     parser.add_argument("--remove", action="append", default=[], metavar="TAG", help="a tag to take away")
     add_confirmation(parser)
-    parser.set_defaults(run=tag, action="tag")
+    parser.set_defaults(action="tag")
 
 
 def add_confirmation(parser: argparse.ArgumentParser) -> None:
@@ -73,8 +76,9 @@ def tag(arguments: argparse.Namespace) -> int:
     """Give tags and take tags away: ``+kiosk`` and ``-lab`` after the query, or ``--add`` and ``--remove``."""
     words = list(arguments.query)
     add, remove = list(arguments.add), list(arguments.remove)
-    while words and words[-1][:1] == "+":
-        add.append(words.pop()[1:])
+    while words and (last := words[-1].strip())[:1] in ("+", "-") and not TERM.match(last):
+        (add if last[0] == "+" else remove).append(last[1:])
+        words.pop()
     if not words:
         raise UsageError("which devices?", hint="pi-fleet tag model:2b +kiosk --reason '...'")
     return _change(arguments, "tag", " ".join(words), {"add": add, "remove": remove})

@@ -43,6 +43,12 @@ def say(text: str) -> None:
 
 
 def settings_of(arguments: argparse.Namespace) -> Settings:
+    """The settings of the fleet on this machine. Raises UsageError when another one is named."""
+    if url := _elsewhere(arguments):
+        raise UsageError(
+            f"this works on the server's own machine, not at {url}",
+            hint="log in there and run it with --data; for a fleet here, name it with --data and no --server",
+        )
     from pi_agent.fleet.settings import load  # a command that talks to a server needs none of them
 
     environ = {name: value for name, value in os.environ.items() if name not in (SERVER, TOKEN)}
@@ -51,11 +57,15 @@ def settings_of(arguments: argparse.Namespace) -> Settings:
 
 def fleet_of(arguments: argparse.Namespace, *, create: bool = False, served: bool = False) -> client.Fleet:
     """The fleet that a command is about: one elsewhere when it is named, else the one in the data folder."""
-    url = arguments.server or ("" if arguments.data else os.environ.get(SERVER, ""))
-    if url:
+    if url := _elsewhere(arguments):
         return client.connect_to(url, _token(arguments))
     data = Path(arguments.data or default_data(os.environ)).absolute()
     return client.connect(data, lambda: settings_of(arguments), create=create, served=served)
+
+
+def _elsewhere(arguments: argparse.Namespace) -> str:
+    """The address of the fleet that a command is about, when it is not one in a folder here."""
+    return arguments.server or ("" if arguments.data else os.environ.get(SERVER, ""))
 
 
 def _token(arguments: argparse.Namespace) -> str:

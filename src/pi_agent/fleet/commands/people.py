@@ -30,10 +30,8 @@ def _add_entrances(commands: Any) -> None:
     token.add_argument("--serial", metavar="HEX", help="the one board it is for")
     token.add_argument("--json", **AS_JSON)
     link = command(commands, "sign-in-link", "make a link that opens the pages, once", sign_in_link)
-    link.add_argument("--operator", default="operator", metavar="NAME", help="who signs in with it")
-    link.add_argument(
-        "--role", choices=ROLES, default="admin", help="for somebody who is no operator yet (default admin)"
-    )
+    link.add_argument("--operator", default="operator", metavar="NAME", help="who signs in with it (default operator)")
+    link.add_argument("--role", choices=ROLES, help="for somebody who is no operator yet")
     link.add_argument("--json", **AS_JSON)
 
 

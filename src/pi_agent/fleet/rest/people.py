@@ -32,10 +32,10 @@ class EnrollmentTokenRequest(Schema):
 
 
 class LinkRequest(Schema):
-    """A sign-in link; ``role`` counts for somebody who is no operator yet."""
+    """A sign-in link; somebody who is no operator yet needs a ``role``."""
 
-    operator: Name = "operator"
-    role: Role = "admin"
+    operator: Name = access.FIRST
+    role: Role | None = None
 
 
 class RoleRequest(Schema):
@@ -107,9 +107,10 @@ def make_sign_in_link(request: HttpRequest, body: LinkRequest) -> dict[str, Any]
     """A link that signs an operator in, once. It is in this answer and nowhere else."""
     _secret(request)
     actor, at = actor_of(request), now()
-    url = signin.make_link(body.operator, role=body.role, created_by=actor.name, now=at, settings=current())
-    audit.record([Event("sign-in-link.create", detail={"operator": body.operator})], actor=actor, now=at)
-    role, expires = access.role_of(body.operator), rfc3339(at + signin.LINK_SECONDS)
+    role = access.role_for_link(body.operator, body.role)
+    url = signin.make_link(body.operator, role=role, created_by=actor.name, now=at, settings=current())
+    audit.record([Event("sign-in-link.create", detail={"operator": body.operator, "role": role})], actor=actor, now=at)
+    expires = rfc3339(at + signin.LINK_SECONDS)
     return {
         "schema": "pi-fleet.sign-in-link/1",
         "url": url,
