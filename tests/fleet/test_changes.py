@@ -11,8 +11,9 @@ from typing import Any
 import pytest
 
 from fleet.support import Reply, exchange
-from pi_agent.fleet import audit, output
+from pi_agent.fleet import access, audit, output
 from pi_agent.fleet.asgi import Application
+from pi_agent.fleet.audit import Actor
 from pi_agent.fleet.models import AuditEvent, Device, DeviceTag
 from pi_agent.fleet.output import utc
 from pi_agent.fleet.registry import rfc3339
@@ -115,6 +116,23 @@ def test_the_same_request_twice_is_done_once(app: Application) -> None:
     assert AuditEvent.objects.count() == 1
     assert post(app, "reject", key, query="id:*", reason="x").status == 422
     assert post(app, "approve", {"idempotency-key": "x" * 65}, query="id:*", reason="x").status == 400
+
+
+def test_a_refusal_for_who_asked_is_not_remembered(app: Application) -> None:
+    """A key that a reader used in vain is free for an admin; and what an admin did is not answered to a reader."""
+    access.ensure_operator("ann", "admin", by="test", now=1)
+    bearers = [
+        access.make_token("ann", role, seconds=3600, note="", actor=Actor("me", "test"), now=int(time.time()))[0]
+        for role in ("reader", "admin", "reader")
+    ]
+    devices(1)
+    body = json.dumps({"query": "id:*", "reason": "x", "max": 9}).encode()
+    kind = {"host": "fleet.test", "content-type": "application/json", "idempotency-key": "k3"}
+    found = [
+        exchange(app, "POST", "/api/v1/devices/approve", body, kind | {"authorization": f"Bearer {bearer}"}).status
+        for bearer in bearers
+    ]
+    assert found == [403, 200, 422]
 
 
 def test_a_secret_is_not_remembered(app: Application) -> None:

@@ -11,7 +11,9 @@ from urllib.parse import urlencode, urlsplit
 import pytest
 
 from fleet.support import BOARD, FORM, Pi, Reply, ask, exchange, register
+from pi_agent.fleet import access
 from pi_agent.fleet.asgi import Application
+from pi_agent.fleet.audit import Actor
 from pi_agent.fleet.models import AuditEvent, Device, SignInLink
 
 
@@ -85,6 +87,25 @@ def test_d01_strangers_are_sent_to_sign_in(app: Application, pi: Pi) -> None:
         assert (reply.status, urlsplit(reply.headers["location"]).path) == (302, "/sign-in")
     assert "pi-fleet sign-in-link" in browser.get("/sign-in").body.decode()
     assert pi.client_id not in browser.page
+
+
+def test_d05_who_was_removed_does_not_come_back_with_a_name(app: Application, browser: Browser) -> None:
+    """A session ends with its operator, also when there is one of that name again later."""
+    actor = Actor("me", "test")
+    for name, role in (("bob", "admin"), ("alice", None), ("alice", "admin")):
+        access.set_role(name, role, actor=actor, now=1)
+    assert urlsplit(browser.get("/devices").headers["location"]).path == "/sign-in"
+
+
+def test_d12_webhooks_of_the_page_are_in_the_log(browser: Browser) -> None:
+    """Who told another address what happens here, and who ended it."""
+    browser.get("/settings")
+    for what in ("webhook", "forget"):
+        assert browser.post("/settings", what=what, url="https://hooks.example/x").status in (200, 302)
+    assert list(AuditEvent.objects.order_by("id").values_list("action", flat=True))[-2:] == [
+        "webhook.add",
+        "webhook.remove",
+    ]
 
 
 def test_a_preview_does_not_burn_a_link(app: Application) -> None:

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import os
+import threading
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 import pytest
 from django.db import connection
 
-from fleet.support import Pi, register
+from fleet.support import Pi, exchange, register
 from pi_agent.fleet import export
 from pi_agent.fleet.asgi import Application
 from pi_agent.fleet.database import CACHE_KIB, READING_KIB
+from pi_agent.fleet.threaded import THREADS
 
 SCOPE = {
     "type": "http", "method": "GET", "path": "/api/v1/devices.csv", "raw_path": b"/api/v1/devices.csv", "root_path": "",
@@ -72,6 +74,27 @@ def test_an_export_that_fails_is_cut_short(app: Application, parts: int, monkeyp
     monkeypatch.setattr(export, "_lines", broken)
     with pytest.raises(RuntimeError, match="the disk is gone"):
         stream(app, leaves_after=99)
+
+
+def test_no_reader_keeps_a_change_waiting(app: Application) -> None:
+    """All threads for questions are taken: a change from elsewhere and a question from this machine are answered."""
+    free = threading.Event()
+    busy = [app.django.pool.submit(free.wait) for _ in range(THREADS)]
+    try:
+        headers = {"host": "fleet.test", "content-type": "application/json"}
+        assert exchange(app, "POST", "/api/v1/devices/approve", b"{}", headers).status == 401
+        assert exchange(app, "GET", "/api/v1/devices", b"", {"host": "localhost"}, ("uid", os.geteuid())).status == 200
+    finally:
+        free.set()
+        assert all(each.result(10) for each in busy)
+
+
+def test_a_question_whose_client_has_left_is_not_begun(app: Application, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It waited for a thread, and nobody waits for its answer any more."""
+    begun: list[object] = []
+    monkeypatch.setattr(app.django, "get_response", begun.append)
+    assert app.django._respond({"method": "GET"}, b"", lambda: True) is None
+    assert begun == []
 
 
 def test_a_thread_that_answers_operators_keeps_more_pages(app: Application) -> None:

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import hmac
+import http.client
 import json
+import socket
 import threading
+import time
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from http.server import BaseHTTPRequestHandler, HTTPServer
 
 import pytest
@@ -49,6 +53,31 @@ class Receiver:
         self.server.shutdown()
         self.server.server_close()
         self.thread.join()
+
+
+def test_d10_an_attempt_ends_in_time_however_slowly_it_is_answered(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A receiver that sends a byte now and then, of its headers or of its body, holds nobody up."""
+    monkeypatch.setattr(webhooks, "SECONDS", 1)
+    for begun in (b"HTTP/1.1 200 OK\r\nX: ", b"HTTP/1.1 200 OK\r\nConnection: close\r\n\r\n"):
+        with socket.create_server(("127.0.0.1", 0)) as listener:
+            ended = threading.Event()
+
+            def drip(listener: socket.socket = listener, begun: bytes = begun, ended: threading.Event = ended) -> None:
+                connection, _ = listener.accept()
+                with connection, suppress(OSError):
+                    connection.sendall(begun)
+                    while not ended.wait(0.1):
+                        connection.sendall(b"x")
+
+            thread = threading.Thread(target=drip)
+            thread.start()
+            started = time.monotonic()
+            with suppress(OSError, http.client.HTTPException):
+                webhooks.post_once(f"http://127.0.0.1:{listener.getsockname()[1]}/", b"{}", {})
+            took = time.monotonic() - started
+            ended.set()
+            thread.join()
+        assert took < 10  # for ever, if it were not cut off
 
 
 @pytest.fixture

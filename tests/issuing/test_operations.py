@@ -233,7 +233,20 @@ def test_d14_a_restore_tells_what_it_would_forget(tmp_path: Path) -> None:
     port = server.port
     lost, kept = server.enroll(), server.enroll(board=None)
     used = kept.form()
+    for name in ("eve", "ann"):
+        assert server.cli("operator", "set", name, "admin").returncode == 0
+    eve, ann = (server.cli("token", "make", name, "--role", "admin").stdout.strip() for name in ("eve", "ann"))
+    ticket = server.cli("enrollment-token", "--uses", "5").stdout.strip()
+    assert server.cli("resource-server", "add", "shop", "--audience", "https://shop.example").returncode == 0
     assert server.cli("backup", str(target)).returncode == 0
+    for words in (
+        ("operator", "remove", "eve"),
+        ("operator", "set", "ann", "reader"),
+        ("resource-server", "remove", "shop"),
+    ):
+        assert server.cli(*words).returncode == 0, words
+    with closing(sqlite3.connect(data / "fleet.sqlite3")) as opened, opened:
+        opened.execute("UPDATE fleet_enrollmenttoken SET uses_left = 1")  # four devices later
     assert server.ask(used).status == 200
     assert server.cli("revoke", lost.client_id, "--yes", "--reason", "stolen").returncode == 0
     assert server.cli("restore", str(target)).returncode == 6  # it is being served
@@ -241,6 +254,8 @@ def test_d14_a_restore_tells_what_it_would_forget(tmp_path: Path) -> None:
     told = run("--data", str(data), "restore", str(target))
     assert told.returncode == 6
     assert f"since then {lost.client_id} was revoked" in told.stderr and "--keep-revocations" in told.stderr
+    for way in ("operator eve", "operator ann", f"operator token {eve[:12]}", "enrollment token 1", "resource server"):
+        assert f"since then the {way}" in told.stderr, told.stderr
     done = run("--data", str(data), "restore", str(target), "--keep-revocations")
     assert done.returncode == 0, done.stderr
     server = start(data, "", bind=f"127.0.0.1:{port}")
@@ -248,10 +263,36 @@ def test_d14_a_restore_tells_what_it_would_forget(tmp_path: Path) -> None:
         assert "revoked" in server.ask(lost.form()).json["error_description"]
         assert server.ask(used).json["error"] == "invalid_grant"  # used after the backup, and still used
         assert server.ask(kept.form()).status == 200
+        assert (
+            server.cli("operator", "list").stdout.count("ann")
+            == server.cli("operator", "list").stdout.count("reader")
+            == 1
+        )
+        for token, status in ((eve, 401), (ann, 403)):
+            headers = {"authorization": f"Bearer {token}"}
+            assert server.request("GET", "/api/v1/operators", b"", headers).status == status
+        assert "shop" not in server.cli("resource-server", "list").stdout
+        with closing(sqlite3.connect(data / "fleet.sqlite3")) as opened:
+            assert opened.execute("SELECT uses_left FROM fleet_enrollmenttoken").fetchall() == [(1,)]
+        assert ticket
         assert "database.restore" in server.cli("audit", "-o", "json").stdout
         assert server.cli("audit", "verify").returncode == 0
     finally:
         server.stop()
+
+
+def test_d05_a_restart_brings_nobody_back(tmp_path: Path) -> None:
+    """The first admin was removed, there is another: the next start makes no admin and prints no link."""
+    server = start(tmp_path / "data", "")
+    for words in (("set", "ann", "admin"), ("remove", "operator")):
+        assert server.cli("operator", *words).returncode == 0
+    server.stop()
+    server = start(tmp_path / "data", "")
+    try:
+        assert "operator  " not in server.cli("operator", "list").stdout
+    finally:
+        _, said = server.stop()
+    assert "sign-in-link --operator NAME" in server.greeting + said and "/sign-in/" not in server.greeting + said
 
 
 def test_d14_what_is_no_backup_is_refused(tmp_path: Path) -> None:

@@ -160,6 +160,39 @@ def test_rs07_long_headers_are_refused_also_in_one_piece(server: LiveFleet, path
         assert closed_within(connection, 2)
 
 
+@pytest.mark.parametrize("path", ["/oauth/token", "/healthz"])
+def test_rs07_many_small_headers_are_refused(server: LiveFleet, path: str) -> None:
+    """431, since each of them takes far more memory than it has bytes."""
+    with server.connect() as connection:
+        connection.sendall(post(b"x", *(f"X{number}: y" for number in range(150)), path=path))
+        assert [status for status, _ in answers(connection)] == [431]
+        assert closed_within(connection, 2)
+
+
+CHUNKED = "POST {} HTTP/1.1\r\nHost: x\r\nContent-Type: {}\r\nTransfer-Encoding: chunked\r\n\r\n"
+
+
+def test_c14_a_trailer_is_no_header(server: LiveFleet, pi: Pi) -> None:
+    """What stands behind a body says neither where a request comes from nor what it is (RFC 9110 section 6.5.1)."""
+    body = pi.form()
+    trailers = b"Content-Type: text/plain\r\nAuthorization: Basic eDp5\r\nHost: y\r\n"
+    with server.connect() as connection:
+        head = CHUNKED.format("/oauth/token", FORM).encode()
+        connection.sendall(head + b"%x\r\n%b\r\n0\r\n%b\r\n" % (len(body), body, trailers))
+        assert [status for status, _ in answers(connection)] == [200]
+
+
+@pytest.mark.parametrize("path", ["/oauth/token", "/oauth/register"])
+def test_rs07_trailers_without_an_end_are_not_kept(server: LiveFleet, path: str) -> None:
+    """The connection ends soon, and what came is not remembered."""
+    with server.connect() as connection:
+        connection.sendall(CHUNKED.format(path, FORM).encode() + b"0\r\n")
+        with pytest.raises(ConnectionError):
+            for _ in range(1000):
+                connection.sendall(b"a:b\r\n" * 1000)
+                time.sleep(0.001)
+
+
 @pytest.mark.parametrize(
     "more",
     [
@@ -297,6 +330,19 @@ def test_a_certificate_that_is_of_no_use_is_named(tmp_path: Path) -> None:
         done = run("--data", str(tmp_path / "data"), *serve)
         assert (done.returncode, done.stderr.startswith("error: ")) == (2, True), done.stderr
         assert said in done.stderr and "_ssl.c" not in done.stderr
+
+
+def test_rs06_a_handshake_that_does_not_come_is_not_waited_for(tmp_path: Path) -> None:
+    """Who connects and says nothing is hung up on as soon as one whose headers do not come, and others are served."""
+    cert, key = certificate(tmp_path, "one")
+    tls = ("--tls-cert", str(cert), "--tls-key", str(key), "--header-seconds", "0.5")
+    server = TlsFleet(tmp_path / "data", "--issuer", "https://127.0.0.1", *tls)
+    try:
+        with server.connect() as silent:
+            assert server.certificate()
+            assert closed_within(silent, 10)
+    finally:
+        server.stop()
 
 
 class TlsFleet(LiveFleet):

@@ -13,12 +13,13 @@ import re
 import secrets
 from dataclasses import dataclass
 
+from django.contrib.auth.models import User
 from django.db import transaction
 from django.db.models import Q
 from django.http import HttpRequest
 
 from pi_agent.errors import PiAgentError, UsageError
-from pi_agent.fleet import audit, folder
+from pi_agent.fleet import audit, database, folder
 from pi_agent.fleet.audit import Actor, Event
 from pi_agent.fleet.models import Operator, OperatorToken
 from pi_agent.fleet.settings import current
@@ -93,6 +94,11 @@ def role_of(name: str) -> str | None:
     return Operator.objects.filter(name=name).values_list("role", flat=True).first()
 
 
+def has_admin() -> bool:
+    """Whether anybody can decide about operators."""
+    return Operator.objects.filter(role="admin").exists()
+
+
 def role_for_link(name: str, wanted: str | None) -> str:
     """The role of whom a sign-in link is for. Raises UsageError for somebody new without one, and for another than theirs.
 
@@ -115,12 +121,14 @@ def ensure_operator(name: str, role: str, *, by: str, now: int) -> Operator:
 def set_role(name: str, role: str | None, *, actor: Actor, now: int) -> None:
     """Make somebody an operator with this role, or with None no operator any more. The last admin stays one."""
     with transaction.atomic():
-        before = Operator.objects.select_for_update().filter(name=name).first()
+        database.lock("operators")  # else two admins could end each other's role at the same moment
+        before = Operator.objects.filter(name=name).first()
         others = Operator.objects.filter(role="admin").exclude(name=name)
         if before and before.role == "admin" and role != "admin" and not others.exists():
             raise UsageError(f"{name} is the last admin", hint="make somebody else an admin first")
         if role is None:
             Operator.objects.filter(name=name).delete()
+            User.objects.filter(username=name).delete()  # and the sessions, also should there be one of that name again
         else:
             ensure_operator(name, role, by=actor.name, now=now)
             Operator.objects.filter(name=name).update(role=role)

@@ -1,8 +1,9 @@
 """Backup and restore of the SQLite database. A copy is whole or not there, and no revocation is lost without a word.
 
 A backup is a consistent snapshot through SQLite's backup interface, also while a server writes. What became stricter
-since a backup was taken (devices turned away, keys retired, tokens revoked, assertions used) would be forgotten by
-restoring it; ``losses`` finds that, and ``carry_over`` does it to the restored database, too.
+since a backup was taken (devices turned away, keys retired, tokens revoked, assertions used, ways in that were closed)
+would be forgotten by restoring it; ``losses`` finds that, and ``_carry_over`` does it to the restored database, too.
+Sessions and sign-in links are never restored.
 """
 
 from __future__ import annotations
@@ -23,22 +24,52 @@ PAGES = 1000
 STRICT = "('rejected', 'quarantined', 'revoked')"
 
 
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """A way into the fleet: the rows of a ``table``, each named by ``key``. One of the backup is still good now when
+    it was ``open`` then (of ``old``), and its row of today (``now``) is the ``same``; ``left`` is what may have become less.
+    """
+
+    table: str
+    key: str
+    open: str = "true"
+    same: str = "true"
+    left: str = ""
+
+
+ENTRIES = {
+    "operator": Entry("fleet_operator", "name", same="now.role = old.role", left="role"),
+    "operator token": Entry("fleet_operatortoken", "prefix", "old.revoked_at IS NULL", "now.revoked_at IS NULL"),
+    "enrollment token": Entry(
+        "fleet_enrollmenttoken", "id", "old.uses_left > 0", "now.uses_left >= old.uses_left", left="uses_left"
+    ),
+    "preauthorisation": Entry("fleet_preauthorisation", "id", "old.used_at IS NULL", "now.used_at IS NULL"),
+    "resource server": Entry("fleet_resourceserver", "client_id", same="now.secret_hash = old.secret_hash"),
+    "access rule": Entry(
+        "fleet_accessrule",
+        "id",
+        same="(now.audience, now.query, now.scopes) = (old.audience, old.query, old.scopes)",
+    ),
+}
+
+
 class BackupError(PiAgentError):
     """The file is no backup, or is damaged."""
 
 
 @dataclass(frozen=True, slots=True)
 class Losses:
-    """What a restore would forget: devices with the status they have now, kids of device and signing keys, jtis."""
+    """What a restore would forget: devices with the status they have now, kids of device and signing keys, jtis, ways in."""
 
     devices: tuple[tuple[str, str], ...] = ()
     device_keys: tuple[str, ...] = ()
     signing_keys: tuple[str, ...] = ()
     tokens: tuple[str, ...] = ()
+    entries: tuple[tuple[str, str], ...] = ()  # of ENTRIES: what, and which
     used: int = 0
 
     def __bool__(self) -> bool:
-        return bool(self.devices or self.device_keys or self.signing_keys or self.tokens)
+        return bool(self.devices or self.device_keys or self.signing_keys or self.tokens or self.entries)
 
 
 def backup(
@@ -112,6 +143,12 @@ def losses(database: Path, copy: Path, *, now: int) -> Losses:
             device_keys=_column(current, _RETIRED.format(table="fleet_devicekey")),
             signing_keys=_column(current, _RETIRED.format(table="fleet_signingkey")),
             tokens=_column(current, _REVOKED, now) if "fleet_revokedtoken" in known else (),
+            entries=tuple(
+                (what, str(key))
+                for what, entry in ENTRIES.items()
+                if entry.table in known
+                for key in _column(current, _CLOSED.format(entry=entry))
+            ),
             used=current.execute(_USED, (now,)).fetchone()[0],
         )
 
@@ -122,6 +159,9 @@ _RETIRED = """
 _REVOKED = """
     SELECT jti FROM main.fleet_revokedtoken WHERE expires_at > ? AND jti NOT IN
     (SELECT jti FROM copy.fleet_revokedtoken)"""
+_CLOSED = """
+    SELECT old.{entry.key} FROM copy.{entry.table} old WHERE {entry.open} AND NOT EXISTS
+    (SELECT 1 FROM main.{entry.table} now WHERE now.{entry.key} = old.{entry.key} AND {entry.same})"""
 _USED = "SELECT count(*) FROM main.fleet_usedassertion WHERE expires_at > ? - 60"
 
 
@@ -136,6 +176,9 @@ def restore(database: Path, copy: Path, *, keep: Losses | None) -> Path | None:
         os.close(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600))
         with _open(copy) as source, closing(sqlite3.connect(draft)) as target:
             source.backup(target)
+            with target:
+                for table in ("django_session", "fleet_signinlink"):
+                    target.execute(f"DELETE FROM {table}")  # noqa: S608  # constants
         if before is not None:
             with closing(sqlite3.connect(draft, isolation_level=None, uri=True)) as target:
                 _carry_over(target, database, keep or Losses())
@@ -179,8 +222,21 @@ def _carry_over(target: sqlite3.Connection, database: Path, keep: Losses) -> Non
         f"INSERT INTO fleet_revokedtoken ({columns}) SELECT {columns} FROM lost.fleet_revokedtoken WHERE jti = ?",  # noqa: S608  # the same
         [(jti,) for jti in keep.tokens],
     )
+    for what, key in keep.entries:
+        _close(target, ENTRIES[what], key)
     target.execute("COMMIT")
     target.execute("DETACH lost")
+
+
+def _close(target: sqlite3.Connection, entry: Entry, key: str) -> None:
+    """Leave of a way in what ``lost`` has left of it."""
+    table, named = entry.table, f"WHERE {entry.key} = ?"
+    there = target.execute(f"SELECT 1 FROM lost.{table} {named}", (key,)).fetchone()  # noqa: S608  # constants
+    if there and entry.left:
+        newer = f"(SELECT {entry.left} FROM lost.{table} {named})"  # noqa: S608  # the same
+        target.execute(f"UPDATE main.{table} SET {entry.left} = {newer} {named}", (key, key))  # noqa: S608  # the same
+    else:
+        target.execute(f"DELETE FROM main.{table} {named}", (key,))  # noqa: S608  # the same
 
 
 def _close_log(database: Path) -> None:

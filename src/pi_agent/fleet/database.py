@@ -21,7 +21,7 @@ from pi_agent.fleet.settings import Settings
 log = logging.getLogger("pi_agent.fleet")
 
 POSTGRES_EXTRA = "pip install 'pi-identity-agent[fleet,postgres]'"
-POOL_SIZE = 20  # of the 19 threads that may want a connection, none waits for another
+POOL_SIZE = 22  # of the 21 threads that may want a connection, none waits for another
 SHARE = 4  # how much longer a chore waits than it works
 CONNECT_SECONDS = 3
 LOCK_MS, STATEMENT_MS, IDLE_MS = 4_000, 30_000, 60_000

@@ -31,6 +31,8 @@ if TYPE_CHECKING:
 
 TOKEN = b"/oauth/token"
 MAX_HEADER_BYTES = 64 * 1024
+MAX_HEADERS = 100
+MAX_TRAILER_BYTES = 8 * 1024
 BUSY = (
     b"HTTP/1.1 503 Service Unavailable\r\nretry-after: 5\r\ncontent-type: application/json\r\ncontent-length: 35\r\n"
     b'connection: close\r\n\r\n{"error":"temporarily_unavailable"}'
@@ -64,6 +66,8 @@ class Protocol(HttpToolsProtocol):
     neighbourhood = ""
     short: Short | None = None
     deaf = False  # whatever else the client sends on this connection is not looked at
+    in_headers = False  # what is named now is a header; behind a body it is a trailer, which nobody wants
+    trailer_bytes = 0
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn has it
         super().connection_made(transport)
@@ -127,6 +131,7 @@ class Protocol(HttpToolsProtocol):
         if self.deaf:
             return
         super().on_message_begin()
+        self.in_headers, self.trailer_bytes = True, 0
         if self.header_timer is None:
             self.await_headers()
 
@@ -135,10 +140,18 @@ class Protocol(HttpToolsProtocol):
             super().on_url(url)
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        if not self.deaf:
+        """A trailer is never taken for a header (RFC 9110 section 6.5.1), and is not kept."""
+        if self.deaf:
+            return
+        if not self.in_headers:
+            self.trailer_bytes += len(name) + len(value) + 4
+            if self.trailer_bytes > MAX_TRAILER_BYTES:
+                self.transport.abort()
+        elif len(self.headers) <= MAX_HEADERS:  # one more than that is refused, and the rest is not kept
             super().on_header(name, value)
 
     def on_headers_complete(self) -> None:
+        self.in_headers = False
         if self.deaf:
             return
         self.stop_waiting()
@@ -159,6 +172,8 @@ class Protocol(HttpToolsProtocol):
         hosts = [name for name, _ in self.headers].count(b"host")
         if hosts > 1 or (hosts == 0 and self.parser.get_http_version() == "1.1"):
             return OAuthError("invalid_request", "a request has one Host")  # RFC 9112 section 3.2
+        if len(self.headers) > MAX_HEADERS:
+            return OAuthError("invalid_request", f"there are more than {MAX_HEADERS} headers", status=431)
         if len(self.url) + sum([len(name) + len(value) + 4 for name, value in self.headers]) > MAX_HEADER_BYTES:
             return OAuthError("invalid_request", f"the headers are longer than {MAX_HEADER_BYTES} bytes", status=431)
         return None
@@ -214,6 +229,9 @@ class Protocol(HttpToolsProtocol):
     def answer(self, answer: Answer) -> None:
         short, self.short = self.short, None
         if short is None or self.transport.is_closing():
+            return
+        if self.flow.write_paused:  # it asks and does not read what it is answered
+            self.transport.abort()
             return
         headers = {**answer.headers, "content-length": str(len(answer.body)), "x-content-type-options": "nosniff"}
         if short.last:

@@ -60,9 +60,19 @@ class Server(uvicorn.Server):
         self.reload = reload
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        await super().startup(sockets)
+        await super().startup([])
         loop = asyncio.get_running_loop()
         state = self.server_state
+        for public in sockets or []:  # by itself, since uvicorn would give a TLS handshake a minute
+            self.servers.append(
+                await loop.create_server(
+                    lambda: Protocol(config=self.config, server_state=state, app_state={}),
+                    sock=public,
+                    ssl=self.config.ssl,
+                    ssl_handshake_timeout=Protocol.header_seconds if self.config.ssl else None,
+                    backlog=BACKLOG,
+                )
+            )
         self.servers.append(  # by itself, since it never speaks TLS
             await loop.create_server(
                 lambda: Protocol(config=self.config, server_state=state, app_state={}),
@@ -168,24 +178,27 @@ def _reload_certificate(settings: Settings, config: uvicorn.Config) -> None:
 def _build(settings: Settings) -> tuple[Application, Housekeeper, str]:
     """The application, who looks after it, and what to say when it listens."""
     # Models exist only once Django is set up.
-    from pi_agent.fleet.access import FIRST
+    from pi_agent.fleet.access import FIRST, has_admin, role_of
     from pi_agent.fleet.asgi import Application
     from pi_agent.fleet.housekeeper import Housekeeper
     from pi_agent.fleet.signin import make_link
     from pi_agent.fleet.tokens import load_authority
 
     now = int(time.time())
-    link = make_link(FIRST, created_by="pi-fleet serve", now=now, settings=settings)
+    link = ""
+    if role_of(FIRST) or not has_admin():  # else somebody else is admin, and nobody comes back who was removed
+        link = make_link(FIRST, created_by="pi-fleet serve", now=now, settings=settings)
     application = Application(load_authority(settings, now=now))
     return application, Housekeeper(application), greeting(settings, link)
 
 
 def greeting(settings: Settings, link: str) -> str:
+    sign_in = f"{link}  (works once, for 15 minutes)" if link else f"{command(settings)} sign-in-link --operator NAME"
     return f"""\
 pi-fleet is listening on {"https" if settings.tls_cert else "http"}://{settings.bind}
   issuer        {settings.issuer}
   data folder   {settings.data}
-  sign in       {link}  (works once, for 15 minutes)
+  sign in       {sign_in}
   first device  {fleet_settings.setup_command(settings.issuer)}
   then          {command(settings)} devices status:pending"""
 

@@ -34,7 +34,11 @@ def client_behind(peer: Client, headers: Iterable[tuple[bytes, bytes]], proxies:
 
 def is_proxy(host: str, proxies: Sequence[Network]) -> bool:
     """Whether an address is that of one of ``proxies``."""
-    return _is_address(host) and any(ipaddress.ip_address(host) in network for network in proxies)
+    if not _is_address(host):
+        return False
+    address = ipaddress.ip_address(host)
+    mapped = getattr(address, "ipv4_mapped", None)  # an IPv4 peer of a socket that listens on both
+    return any((mapped or address) in network for network in proxies)
 
 
 def _is_address(text: str) -> bool:

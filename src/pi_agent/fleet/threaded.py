@@ -3,8 +3,9 @@
 Django's own handler starts a thread and opens the database anew for each request, and goes back and forth between the
 thread and the event loop a dozen times until it is answered. That takes longer than most questions do.
 
-Rules: what has arrived whole is worked off whole, whether or not the client is still there; only an answer that is
-streamed ends when it leaves. A streamed answer is made a part at a time, in whichever thread is free.
+Rules: a change that has arrived whole is worked off whole, whether or not the client is still there; a question is not
+begun, and an answer that is streamed ends, when it leaves. A streamed answer is made a part at a time, in whichever thread
+is free. Changes, and whoever is on this machine, have threads of their own: no reader can keep a revocation waiting.
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 
 THREADS = 8
+CHANGING = 2
 
 
 class Threaded(ASGIHandler):
@@ -38,6 +40,7 @@ class Threaded(ASGIHandler):
     def __init__(self) -> None:
         super().__init__()
         self.pool = ThreadPoolExecutor(THREADS, thread_name_prefix="django", initializer=database.read_much)
+        self.changes = ThreadPoolExecutor(CHANGING, thread_name_prefix="changes", initializer=database.read_much)
         self.assistants = Assistants.employed = Assistants()
 
     def load_middleware(self, is_async: bool = False) -> None:  # as Django has it
@@ -45,13 +48,24 @@ class Threaded(ASGIHandler):
 
     async def answer(self, scope: dict[str, Any], body: bytes, receive: Receive, send: Send) -> None:
         in_thread = asyncio.get_running_loop().run_in_executor
-        response = await in_thread(self.pool, self._respond, scope, body)
+        asks = scope["method"] in ("GET", "HEAD")
+        is_local = (scope.get("client") or ("",))[0] == "uid"
+        leaving = asyncio.ensure_future(receive())
+        try:
+            pool = self.changes if is_local or not asks else self.pool
+            response = await in_thread(pool, self._respond, scope, body, leaving.done if asks else lambda: False)
+            if response is not None:
+                await self._send(response, leaving, send)
+        finally:
+            leaving.cancel()
+
+    async def _send(self, response: Any, leaving: asyncio.Future[Message], send: Send) -> None:
+        in_thread = asyncio.get_running_loop().run_in_executor
         start = {"type": "http.response.start", "status": response.status_code, "headers": _headers(response)}
         if not response.streaming:
             await send(start)
             await send({"type": "http.response.body", "body": response.content})
             return
-        leaving = asyncio.ensure_future(receive())
         parts = iter(response)
         try:
             await send(start)
@@ -59,10 +73,12 @@ class Threaded(ASGIHandler):
                 await send({"type": "http.response.body", "body": part, "more_body": True})
             await send({"type": "http.response.body"})
         finally:
-            leaving.cancel()
             await in_thread(self.pool, response.close)
 
-    def _respond(self, scope: dict[str, Any], body: bytes) -> Any:
+    def _respond(self, scope: dict[str, Any], body: bytes, is_gone: Callable[[], bool]) -> Any:
+        """The response, or None to a client that left while its question waited for a thread."""
+        if is_gone():
+            return None
         set_script_prefix(get_script_prefix(scope))
         request_started.send(sender=type(self), scope=scope)
         request, refusal = self.create_request(scope, BytesIO(body))
@@ -74,6 +90,7 @@ class Threaded(ASGIHandler):
 
     def close(self) -> None:
         close_pool(self.pool, THREADS)
+        close_pool(self.changes, CHANGING)
         Assistants.employed = None
         close_pool(self.assistants.pool, aside.THREADS)
 

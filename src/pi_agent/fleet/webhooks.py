@@ -15,10 +15,12 @@ import hmac
 import http.client
 import json
 import secrets
+import socket
 import ssl
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -141,16 +143,26 @@ def post_once(url: str, body: bytes, headers: Mapping[str, str]) -> int:
         if parts.scheme == "https"
         else http.client.HTTPConnection(host, port, timeout=SECONDS)
     )
-    deadline = threading.Timer(SECONDS, made.close)
+    held: list[socket.socket] = []  # of an answer that ends with its connection, ``made`` lets go
+    deadline = threading.Timer(SECONDS, lambda: _cut(held or [made.sock]))
     deadline.start()
     try:
         made.request("POST", parts.path + (f"?{parts.query}" if parts.query else "") or "/", body, dict(headers))
+        held.append(made.sock)
         answer = made.getresponse()
         answer.read(MAX_ANSWER)
         return answer.status
     finally:
         deadline.cancel()
         made.close()
+
+
+def _cut(sockets: Iterable[socket.socket | None]) -> None:
+    """End an attempt from outside. To close a socket would leave whoever waits for it waiting."""
+    for each in sockets:
+        if each is not None:
+            with suppress(OSError):  # it is over by itself
+                each.shutdown(socket.SHUT_RDWR)
 
 
 class Sender:

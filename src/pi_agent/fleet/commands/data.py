@@ -170,6 +170,10 @@ def _tell(lost: Losses) -> None:
         say(f"and {len(lost.devices) - MOST_SHOWN} devices more were turned away")
     for kid in (*lost.device_keys, *lost.signing_keys)[:MOST_SHOWN]:
         say(f"since then the key {kid} was retired")
+    for what, which in lost.entries[:MOST_SHOWN]:
+        say(f"since then the {what} {which} was changed, used up or taken back")
+    if len(lost.entries) > MOST_SHOWN:
+        say(f"and {len(lost.entries) - MOST_SHOWN} ways in more")
     if lost.tokens:
         say(f"since then {count(len(lost.tokens), 'token')} that would still be good were revoked")
 

@@ -5,13 +5,15 @@ from __future__ import annotations
 import time
 from typing import Any
 
+from django.db import transaction
 from django.http import HttpRequest, HttpResponse, HttpResponseBase
 from django.shortcuts import redirect, render
 from django.views.decorators.http import require_GET
 
 from pi_agent.catalogue import AUDIT_FIELDS
 from pi_agent.errors import PiAgentError, QueryError, UsageError
-from pi_agent.fleet import access, enrolling, history, registry, settings, webhooks
+from pi_agent.fleet import access, audit, enrolling, history, registry, settings, webhooks
+from pi_agent.fleet.audit import Event
 from pi_agent.fleet.models import Delivery, Operator, OperatorToken, Webhook
 from pi_agent.fleet.pages import show
 from pi_agent.fleet.pages.guard import caller_of, page
@@ -139,10 +141,15 @@ def _settle(request: HttpRequest) -> dict[str, Any]:
         case "revoke":
             access.revoke_token(field["prefix"], actor=actor, now=now)
         case "webhook":
-            hook = webhooks.add(field["url"], request.POST.getlist("event"), by=actor.name, now=now)
+            with transaction.atomic():
+                hook = webhooks.add(field["url"], request.POST.getlist("event"), by=actor.name, now=now)
+                detail = {"url": hook.url, "events": hook.events}
+                audit.record([Event("webhook.add", detail=detail)], actor=actor, now=now)
             return {"secret": hook.secret}
         case "forget":
-            Webhook.objects.filter(url=field["url"]).delete()
+            with transaction.atomic():
+                if Webhook.objects.filter(url=field["url"]).delete()[0]:
+                    audit.record([Event("webhook.remove", detail={"url": field["url"]})], actor=actor, now=now)
     return {}
 
 

@@ -146,6 +146,9 @@ def _conditional(request: HttpRequest, response: HttpResponse) -> HttpResponse:
     return same
 
 
+PASSING = (401, 403, 429)  # refusals of who asks and when, not of what
+
+
 def _once(request: HttpRequest, key: str, run: Callable[[], HttpResponse]) -> HttpResponse:
     """Do a change once for each key of a caller, and answer its repetitions from memory. Secrets are not remembered."""
     caller = access.caller_of(request, now())
@@ -153,7 +156,8 @@ def _once(request: HttpRequest, key: str, run: Callable[[], HttpResponse]) -> Ht
         return run()
     if len(key) > MAX_KEY or not key.isascii() or not key.isprintable():
         return problem(400, f"an Idempotency-Key has at most {MAX_KEY} printable characters")
-    asked = hashlib.sha256(f"{request.method} {request.path}\n".encode() + request.body).hexdigest()
+    said = f"{caller.role} {request.method} {request.path}\n".encode()  # with less rights it is another request
+    asked = hashlib.sha256(said + request.body).hexdigest()
     RememberedAnswer.objects.filter(created_at__lt=now() - REMEMBERED_SECONDS).delete()
     try:
         with transaction.atomic():
@@ -161,7 +165,8 @@ def _once(request: HttpRequest, key: str, run: Callable[[], HttpResponse]) -> Ht
             if known is not None:
                 return _again(known, asked)
             response = run()
-            if response.status_code < 500 and not getattr(request, "secret", False):
+            passing = response.status_code >= 500 or response.status_code in PASSING
+            if not passing and not getattr(request, "secret", False):
                 RememberedAnswer.objects.create(
                     actor=caller.name,
                     key=key,

@@ -10,6 +10,7 @@ from typing import Any
 
 from ansible.errors import AnsibleParserError  # type: ignore[import-not-found]  # it is there wherever this runs
 from ansible.plugins.inventory import BaseInventoryPlugin, Constructable  # type: ignore[import-not-found]  # the same
+from ansible.utils.unsafe_proxy import wrap_var  # type: ignore[import-not-found]  # the same
 
 from pi_agent.catalogue import fold, size_text
 from pi_agent.errors import PiAgentError
@@ -84,7 +85,7 @@ class InventoryModule(BaseInventoryPlugin, Constructable):  # type: ignore[misc]
         if fits:
             self.inventory.set_variable(host, "ansible_host", device["name"] + self.get_option("suffix"))
         for name, value in device.items():
-            self.inventory.set_variable(host, f"pi_{name}", value)
+            self.inventory.set_variable(host, f"pi_{name}", wrap_var(value))  # what a device says is never a template
         for group in groups(device):
             self.inventory.add_group(group)
             self.inventory.add_host(host, group=group)
