@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -12,14 +13,18 @@ from unittest.mock import patch
 import pytest
 
 from fleet.board import Board, Clock, Network
+from fleet.conftest import approve
+from fleet.support import FORM, Pi
 from pi_agent.device import identity, rotate
 from pi_agent.device.keys import stores
 from pi_agent.errors import TransportError
-from pi_agent.fleet import clones
+from pi_agent.fleet import clones, grants
 from pi_agent.fleet.asgi import Application
+from pi_agent.fleet.grants import Claim
 from pi_agent.fleet.limits import Watch
 from pi_agent.fleet.models import AuditEvent, Device, DeviceBoot
 from pi_agent.fleet.tokens import Authority
+from pi_agent.fleet.web import Request
 
 PERIOD = 900
 Make = Callable[[], Board]
@@ -314,3 +319,20 @@ def test_a_steady_board_costs_nothing(make: Make) -> None:
         assert board.refresh()["outcome"] == "token"
     assert DeviceBoot.objects.count() == 0
     assert Device.objects.get().boot_first_at == board.network.clock.now - 5 * PERIOD
+
+
+def test_f12_a_quarantine_holds_for_all_that_came_with_it(app: Application, authority: Authority) -> None:
+    """F-12: the copy asks many times at once, all in one transaction: none of its requests gets a token."""
+    pi = approve(app, Pi())
+    own = replace(authority, settings=replace(authority.settings, clone_policy="quarantine"), watch=Watch(0))
+    now = int(time.time())
+
+    def request(boot: str, at: int) -> Request:
+        body = pi.form(pi.assertion(boot=boot * 43, iat=at, exp=at + 60))
+        return Request(method="POST", body=body, content_type=FORM, source="192.0.2.1")
+
+    for boot, at in (("a", now - 400), ("b", now - 300)):
+        assert grants.answer(request(boot, at), now=at, authority=own).status == 200
+    claims = grants.read([request("a", now) for _ in range(4)], now=now, authority=own)
+    answers = grants.settle([each for each in claims if isinstance(each, Claim)], now=now, authority=own)
+    assert [answer.status for answer in answers] == [400] * 4

@@ -14,7 +14,7 @@ import pytest
 
 from fleet import cuts
 from fleet.board import Board, Clock, Network
-from pi_agent import assertion
+from pi_agent import assertion, jws
 from pi_agent.device import files, identity, joining, rotate
 from pi_agent.device.keys import stores
 from pi_agent.errors import TransportError
@@ -353,3 +353,42 @@ def test_a_grant_assertion_is_no_rotation_statement(make: Make) -> None:
     claims = assertion.claims(issuer=known.client_id, audience=known.issuer, now=_now(board), jti="y" * 22)
     request["signed_by_old"] = assertion.sign(claims, kind=assertion.GRANT, alg=key.alg, kid=known.kid, sign=key.sign)
     assert _ask(board, request)["status"] == 400
+
+
+def test_f04_a_retired_key_signs_nothing_in(make: Make) -> None:
+    """F-04: neither one that was retired, nor one that was itself signed in and never used until its time was over."""
+    board = enrolled(make())
+    DeviceKey.objects.update(retired_at=1)
+    assert _ask(board, statements(board))["status"] == 400
+    DeviceKey.objects.update(retired_at=None, pending_until=_now(board) - 1)
+    assert _ask(board, statements(board))["status"] == 400
+    assert DeviceKey.objects.count() == 1
+
+
+@pytest.mark.parametrize("other", [{"issuer": "pi-ffffffffffffffff"}, {"jkt": "x" * 43}])
+def test_f01_both_keys_say_the_same(make: Make, other: dict[str, Any]) -> None:
+    """F-01: the old key speaks of another device, or of another new key: the two statements make no request."""
+    board = enrolled(make())
+    good, known = statements(board), identity.load(board.state)
+    key = joining.load_key(board.state, known)
+    said = jws.parse(good["signed_by_new"]).claims
+    more = {"issuer": known.client_id, "nonce": said["nonce"], "jkt": said["jkt"]} | other
+    claims = assertion.claims(audience=known.issuer, now=_now(board), jti="z" * 22, **more)
+    if "issuer" in other:  # it is still this device's key that signs
+        new = stores.load_or_create("file:key-next.pem", board.state)
+        claims, key, kid = claims | {"jti": "w" * 22}, new, new.public_key().kid
+        good["signed_by_new"] = assertion.sign(claims, kind=assertion.ROTATION, alg=key.alg, kid=kid, sign=key.sign)
+    else:
+        good["signed_by_old"] = assertion.sign(
+            claims, kind=assertion.ROTATION, alg=key.alg, kid=known.kid, sign=key.sign
+        )
+    answer = _ask(board, good)
+    assert (answer["status"], answer["error_description"]) == (400, "the two statements do not say the same")
+
+
+def test_f04_the_last_new_key_of_an_hour_stays_good(make: Make) -> None:
+    """The next one is refused, and what was taken before is not taken back by that."""
+    board = enrolled(make())
+    for number in range(rotation.MOST_AN_HOUR):
+        _ask(board, statements(board, new=stores.load_or_create(f"file:key-{number}.pem", board.state)))
+    assert DeviceKey.objects.filter(pending_until__isnull=False, retired_at=None).count() == 1

@@ -116,6 +116,14 @@ def test_who_does_not_answer_is_asked_again_and_not_for_ever(app: Application, r
     assert (tries, len(receiver.got), Delivery.objects.get().error) == (11, 11, "answered 500")
 
 
+def test_an_address_that_cannot_be_asked_is_one_that_failed(app: Application) -> None:
+    """A name that no resolver takes: noted with the delivery, and the others are told."""
+    webhooks.add("https://hooks..example.org/x", [], by="test", now=NOW)
+    register(app, Pi(board=None))
+    assert webhooks.deliver(NOW + 10**6, webhooks.post_once) == 0
+    assert Delivery.objects.get().error == "UnicodeError"
+
+
 def test_no_redirect_is_followed(app: Application, receiver: Receiver) -> None:
     """A 307 would carry the event to another host; it counts as a failure."""
     webhooks.add(receiver.url, [], by="ann", now=NOW)

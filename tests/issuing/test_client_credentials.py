@@ -12,7 +12,7 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
 
 from fleet.conftest import approve
-from fleet.support import ISSUER, Pi, Reply, ask, claims_of, exchange, register
+from fleet.support import BOARD, ISSUER, Pi, Reply, ask, claims_of, exchange, register
 from pi_agent import jws
 from pi_agent.fleet.asgi import Application
 from pi_agent.fleet.models import AccessRule, AuditEvent, Device, DeviceTag, UsedAssertion
@@ -200,7 +200,11 @@ def test_c03_rules_are_for_the_devices_of_their_query(app: Application, pi: Pi) 
     DeviceTag.objects.create(device=Device.objects.get(client_id=pi.client_id), tag="kitchen", tag_key="kitchen")
     assert ask(app, pi.form(resource="https://api.test")).status == 200
     rule("model:5", "admin")
+    approve(app, Pi(board=BOARD | {"serial": "5", "model": "5"}))  # whom it is for is there
+    assert Device.objects.filter(model_key="5").exists()
     refused(ask(app, pi.form(resource="https://api.test", scope="admin")), "invalid_scope", 400)
+    rule("tag:kitchen", "elsewhere", audience="https://other.test")
+    refused(ask(app, pi.form(resource="https://api.test", scope="elsewhere")), "invalid_scope", 400)
 
 
 def test_c03_a_rule_widens_the_own_audience(app: Application, pi: Pi) -> None:

@@ -12,11 +12,14 @@ import pytest
 
 from fleet.support import FORM, ISSUER, Pi, Reply, ask, exchange
 from issuing.test_client_credentials import client_form, rule
+from pi_agent import jws
 from pi_agent.device.keys.file import FileKey
 from pi_agent.device.request import Profile, revocation_form
 from pi_agent.fleet.asgi import Application
 from pi_agent.fleet.clients import secret_hash
-from pi_agent.fleet.models import AuditEvent, Device, ResourceServer, RevokedToken, SigningKey
+from pi_agent.fleet.housekeeper import SteadyClock, purge
+from pi_agent.fleet.ledger import KEEP_USED
+from pi_agent.fleet.models import AuditEvent, Device, DeviceKey, ResourceServer, RevokedToken, SigningKey
 
 SECRET = "s" * 43  # of a resource server that lives as long as one test
 
@@ -210,3 +213,53 @@ def test_c01_the_private_half_never_leaves_the_table(app: Application) -> None:
     """What the database holds of a key is not in the answer about it."""
     private = SigningKey.objects.values_list("private_key", flat=True).first()
     assert private and private.splitlines()[1].encode() not in exchange(app, "GET", "/oauth/jwks").body
+
+
+@pytest.mark.parametrize("change", [{"typ": "JWT"}, {"iss": "https://elsewhere.test"}])
+def test_c04_what_our_key_signed_for_something_else_is_no_token(
+    app: Application, pi: Pi, server: str, change: dict[str, str]
+) -> None:
+    """C-04: the key is right, the type or the issuer is not: inactive."""
+    claims = jws.parse(token_of(app, pi)).claims
+    key = app.authority.ring.signing(int(time.time()))
+    header = {"alg": "ES256", "kid": key.kid, "typ": change.get("typ", "at+jwt")}
+    for more, active in ({"iss": change.get("iss", ISSUER)}, False), ({}, True):
+        typ = header["typ"] if not active else "at+jwt"
+        token = jws.serialize(header | {"typ": typ}, claims | more, sign=key.sign)
+        assert introspect(app, token, basic(server)).json["active"] is active
+
+
+def test_rs12_a_purge_forgets_no_revocation_that_counts(app: Application, pi: Pi, server: str) -> None:
+    """A token that was revoked stays so for as long as it lives."""
+    token = token_of(app, pi)
+    assert revoke(app, token, basic(server)).status == 200
+    ends = int(jws.parse(token).claims["exp"])
+    for at, left in ((ends - 1, 1), (ends + 10_000, 0)):
+        purge(at)
+        assert RevokedToken.objects.count() == left
+
+
+def test_f04_a_key_whose_time_to_be_used_is_over_revokes_nothing(app: Application, pi: Pi) -> None:
+    """It was signed in and never used: at revocation it is as little worth as for a token."""
+    form = client_form(pi, token=token_of(app, pi))
+    DeviceKey.objects.update(pending_until=1)
+    assert exchange(app, "POST", "/oauth/revoke", form, {"content-type": FORM}).status == 401
+    assert RevokedToken.objects.count() == 0
+
+
+def test_a_clock_that_was_set_lets_nothing_be_forgotten() -> None:
+    """It jumps a year ahead and comes back: neither is believed before an assertion of that time would be over."""
+    wall, run = [1e9], [0.0]
+    clock = SteadyClock(lambda: wall[0], lambda: run[0])
+
+    def after(seconds: float, jump: float = 0.0) -> bool:
+        wall[0] += seconds + jump
+        run[0] += seconds
+        return clock.is_steady()
+
+    assert after(10)
+    assert not after(10, 3e7)
+    assert not after(KEEP_USED - 10)
+    assert not after(5, -3e7)
+    assert not after(KEEP_USED - 5)
+    assert after(10)

@@ -160,6 +160,15 @@ def test_rs07_long_headers_are_refused_also_in_one_piece(server: LiveFleet, path
         assert closed_within(connection, 2)
 
 
+def test_rs07_only_so_many_requests_wait_behind_another(server: LiveFleet) -> None:
+    """Ten in one write, on the way that takes them in turn: a few are answered, and the connection ends."""
+    with server.connect() as connection:
+        connection.sendall(b"GET /oauth/jwks HTTP/1.1\r\nHost: x\r\n\r\n" * 10)
+        found = [status for status, _ in answers(connection)]
+        assert set(found) == {200} and len(found) < 10
+        assert closed_within(connection, 2)
+
+
 @pytest.mark.parametrize("path", ["/oauth/token", "/healthz"])
 def test_rs07_many_small_headers_are_refused(server: LiveFleet, path: str) -> None:
     """431, since each of them takes far more memory than it has bytes."""

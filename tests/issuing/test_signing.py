@@ -96,6 +96,8 @@ def test_two_rotations_in_a_row_are_refused(keys: None) -> None:
     signing.rotate(SETTINGS, now=NOW)
     with pytest.raises(ConflictError):
         signing.rotate(SETTINGS, now=NOW + 1)
+    with pytest.raises(ConflictError):
+        signing.retire(signing.load_ring(SETTINGS, now=NOW).signing(NOW).kid, now=NOW + 1)  # no other signs yet
     made = signing.rotate(SETTINGS, now=NOW + 1, at_once=True)
     assert signing.load_ring(SETTINGS, now=NOW + 1).signing(NOW + 1).kid == made.kid
 
@@ -120,7 +122,8 @@ def test_a_key_is_replaced_when_it_is_old(keys: None) -> None:
     signing.load_ring(SETTINGS, now=NOW)
     due = NOW + SETTINGS.key_days * 86400
     assert signing.rotate_when_due(SETTINGS, now=due - 1) is None
-    assert signing.rotate_when_due(SETTINGS, now=due) is not None
+    made = signing.rotate_when_due(SETTINGS, now=due)
+    assert made is not None and made.signs_from == due + signing.PUBLISH_SECONDS
     assert signing.rotate_when_due(SETTINGS, now=due) is None
 
 

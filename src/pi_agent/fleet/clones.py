@@ -66,7 +66,9 @@ def watch(verified: VerifiedAssertion, past: Past, *, source: str, now: int, pol
         _report_unnamed(verified, source, now)
         return OAuthError("invalid_grant", UNNAMED)
     device = Device.objects.get(client_id=verified.issuer)
-    past = Past(device.boot, device.boot_first_at, device.boot_source, device.auth_at)  # others may wait in this batch
+    if device.status != "approved":  # by another claim of this batch
+        return OAuthError("invalid_grant", HELD)
+    past = Past(device.boot, device.boot_first_at, device.boot_source, device.auth_at)  # the same
     if verified.boot == past.boot:
         _move_to(device, source=source)
         return None

@@ -18,6 +18,7 @@ from pi_agent.errors import PiAgentError
 from pi_agent.fleet import audit, database, ledger, rhythm, signing
 from pi_agent.fleet.asgi import Application
 from pi_agent.fleet.audit import Actor, Event
+from pi_agent.fleet.limits import MAX_STEP
 from pi_agent.fleet.models import RevokedToken
 
 RELOAD_SECONDS = 5
@@ -42,14 +43,35 @@ class Chore:
     due: float = 0.0
 
 
+class SteadyClock:
+    """Whether the wall clock can be acted upon: what is forgotten by a clock that is wrong for a moment is gone for good.
+
+    It cannot for a while after it was set. A server that starts with a wrong clock is not noticed here.
+    """
+
+    def __init__(self, wall: Callable[[], float] = time.time, monotonic: Callable[[], float] = time.monotonic) -> None:
+        self.wall, self.monotonic = wall, monotonic
+        self.offset = wall() - monotonic()
+        self.steady_from = 0.0
+
+    def is_steady(self) -> bool:
+        offset, now = self.wall() - self.monotonic(), self.monotonic()
+        if abs(offset - self.offset) > MAX_STEP:
+            log.warning("the clock was set by %d s; nothing is forgotten for a while", round(offset - self.offset))
+            self.steady_from = now + ledger.KEEP_USED
+        self.offset = offset
+        return now >= self.steady_from
+
+
 class Housekeeper:
     """The thread. ``close`` ends it; ``hurry`` makes all chores due."""
 
     def __init__(self, application: Application) -> None:
         self.application = application
+        self.clock = SteadyClock()
         self.chores = [
             Chore("loading the signing keys", RELOAD_SECONDS, lambda now: application.reload()),
-            Chore("purging", PURGE_SECONDS, purge),
+            Chore("purging", PURGE_SECONDS, lambda now: self.clock.is_steady() and purge(now)),
             Chore("the rhythms of the devices", RHYTHM_SECONDS, self.keep_rhythms),
             Chore("the checkpoint", CHECKPOINT_SECONDS, checkpoint),
             Chore("the rotation of the signing keys", ROTATE_SECONDS, self.rotate),
@@ -91,6 +113,8 @@ class Housekeeper:
         self.looked = now - RHYTHM_SECONDS  # tokens that were under way at that moment, and clocks of other servers
 
     def rotate(self, now: int) -> None:
+        if not self.clock.is_steady():
+            return
         row = signing.rotate_when_due(self.application.authority.settings, now=now)
         if row is not None:
             event = Event("signing-key.rotate", detail={"kid": row.kid, "signs_from": row.signs_from})

@@ -13,6 +13,7 @@ from pi_agent import assertion, jws
 from pi_agent.errors import InvalidAssertionError, MalformedTokenError, OAuthError
 from pi_agent.fleet import audit, database, ledger
 from pi_agent.fleet.clients import authenticate, authenticate_resource_server, named_by_basic
+from pi_agent.fleet.devicekeys import speaks
 from pi_agent.fleet.grants import CLIENT_CREDENTIALS, USED, check_source, read_client_assertion, refused
 from pi_agent.fleet.models import Device, RevokedToken
 from pi_agent.fleet.tokens import Authority
@@ -95,7 +96,7 @@ def _revoker(request: Request, form: dict[str, str], now: int, authority: Author
         raise OAuthError("invalid_grant", "client_id is not the device that signed the assertion")
     with ledger.entry() as book:
         fresh, device = book.spend([verified])[0], book.read([verified])[0]
-    if not fresh or device is None:
+    if not fresh or device is None or not speaks(device.key.pending_until, now):
         raise OAuthError("invalid_grant", "the signature is not good" if fresh else USED)
     return verified.issuer, ""
 
@@ -103,6 +104,7 @@ def _revoker(request: Request, form: dict[str, str], now: int, authority: Author
 def _revoke(claims: JsonObject, actor: audit.Actor, now: int) -> None:
     """Remember that a token is over; once is enough."""
     with ledger.entry():
+        database.lock(f"revoke {claims['jti']}")  # or two at once would both write it
         known = RevokedToken.objects.filter(jti=claims["jti"]).exists()
         if not known:
             values = {"device": claims["client_id"], "revoked_at": now, "expires_at": claims["exp"]}

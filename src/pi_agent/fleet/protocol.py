@@ -33,6 +33,7 @@ TOKEN = b"/oauth/token"
 MAX_HEADER_BYTES = 64 * 1024
 MAX_HEADERS = 100
 MAX_TRAILER_BYTES = 8 * 1024
+MAX_PIPELINED = 4
 BUSY = (
     b"HTTP/1.1 503 Service Unavailable\r\nretry-after: 5\r\ncontent-type: application/json\r\ncontent-length: 35\r\n"
     b'connection: close\r\n\r\n{"error":"temporarily_unavailable"}'
@@ -162,6 +163,8 @@ class Protocol(HttpToolsProtocol):
         if self.url == TOKEN and idle and not self.expect_100_continue and self.parser.get_method() == b"POST":
             keeps = self.parser.get_http_version() == "1.1" and self.parser.should_keep_alive()
             self.short = Short(last=not keeps)
+        elif len(self.pipeline) >= MAX_PIPELINED:  # what is under way is answered, this is not, and then it ends
+            self.deaf, self.cycle.keep_alive = True, False
         else:
             super().on_headers_complete()
 
@@ -244,6 +247,7 @@ class Protocol(HttpToolsProtocol):
         if short.last:
             self.transport.close()
         else:
+            self._unset_keepalive_if_required()
             self.timeout_keep_alive_task = self.loop.call_later(
                 self.timeout_keep_alive, self.timeout_keep_alive_handler
             )

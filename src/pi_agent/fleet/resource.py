@@ -106,12 +106,12 @@ class Verifier:
 
     def key(self, kid: object, now: float) -> PublicKey:
         """The issuer's key of that name; the keys are fetched when they are old, or do not have it."""
-        if isinstance(kid, str) and kid in self.keys and now - self.fetched <= MAX_AGE:
+        if isinstance(kid, str) and kid in self.keys and 0 <= now - self.fetched <= MAX_AGE:
             return self.keys[kid]  # without waiting for whoever fetches
         with self.lock:
             known = isinstance(kid, str) and kid in self.keys
             age = now - self.fetched
-            if (age > MAX_AGE or not known) and not 0 <= now - self.tried < REFETCH_SECONDS:
+            if (not 0 <= age <= MAX_AGE or not known) and not 0 <= now - self.tried < REFETCH_SECONDS:
                 self._refresh(now)
             if now - self.fetched > STALE_SECONDS:
                 raise TransportError(f"the keys of {self.issuer} cannot be had", reason="keys")

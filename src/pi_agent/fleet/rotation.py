@@ -125,18 +125,21 @@ def _sign_in(
         return None, OAuthError(KEY_UNUSABLE, "the new key was used before; make another")
     if known is not None and known.pending_until is None:
         return None, None  # it is the device's key already: the answer to that was lost
+    if old_key is not None:
+        old_key.refresh_from_db()  # it was read before this transaction
     if old_key is None or old_key.retired_at is not None or not speaks(old_key.pending_until, now):
         return None, clones.retired_key(old.issuer, old.kid, source=source, now=now) or OAuthError(
             "invalid_grant", REFUSED
         )
+    recent = DeviceKey.objects.filter(device=device, created_at__gt=now - HOUR).count()
+    if known is None and recent >= MOST_AN_HOUR:
+        return None, OAuthError("slow_down", "too many new keys in an hour", status=429, retry_after=HOUR)
     until = now + OVERLAP
     others = DeviceKey.objects.filter(device=device, pending_until__isnull=False, retired_at=None)
     others.exclude(kid=key.kid).update(retired_at=now)
     if known is not None:
         DeviceKey.objects.filter(pk=known.pk).update(pending_until=until)
         return until, None
-    if DeviceKey.objects.filter(device=device, created_at__gt=now - HOUR).count() >= MOST_AN_HOUR:
-        return None, OAuthError("slow_down", "too many new keys in an hour", status=429, retry_after=HOUR)
     DeviceKey.objects.create(
         device=device,
         kid=key.kid,

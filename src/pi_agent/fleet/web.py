@@ -54,7 +54,9 @@ def oauth_refusal(error: OAuthError, **more: str) -> Answer:
     """An OAuth error answer (RFC 6749 section 5.2), with the header that each status asks for. ``more`` adds members."""
     headers = dict(NO_STORE)
     if error.status == 401:
-        headers["www-authenticate"] = 'Bearer error="invalid_token"' if error.error == "invalid_token" else "Basic"
+        headers["www-authenticate"] = (
+            'Bearer error="invalid_token"' if error.error == "invalid_token" else 'Basic realm="pi-fleet"'
+        )
     if error.status == 405:
         headers["allow"] = "POST"
     if error.retry_after is not None:

@@ -14,6 +14,7 @@ import hashlib
 import hmac
 import http.client
 import json
+import logging
 import secrets
 import socket
 import ssl
@@ -47,6 +48,8 @@ EVENTS = {
     "device.quarantine": "quarantined",
 }
 NAMES = tuple(dict.fromkeys(EVENTS.values()))
+
+log = logging.getLogger("pi_agent.fleet")
 
 Post = Callable[[str, bytes, Mapping[str, str]], int]
 
@@ -129,7 +132,7 @@ def _attempt(post: Post, url: str, body: bytes, headers: Mapping[str, str]) -> s
     """What went wrong, in a few words; nothing when it arrived."""
     try:
         status = post(url, body, headers)
-    except (OSError, http.client.HTTPException) as error:
+    except (OSError, ValueError, http.client.HTTPException) as error:  # a name that cannot be encoded is a ValueError
         return type(error).__name__
     return "" if 200 <= status < 300 else f"answered {status}"
 
@@ -187,5 +190,7 @@ class Sender:
                     deliver(int(self.clock()), self.post)
                 except DatabaseError:
                     connection.close()  # the next round begins with a fresh one
+                except Exception as error:  # noqa: BLE001  # the last line: the others are still to be told
+                    log.error("telling webhooks failed with %s; this is a bug in pi-fleet", type(error).__name__)
         finally:
             connection.close()
