@@ -247,6 +247,34 @@ def test_c07_size_is_bounded() -> None:
         fetch_jwks(url + "/oauth/jwks")
 
 
+def test_c07_time_is_bounded_for_headers_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An answer that begins, and goes on by a byte now and then, is left."""
+    monkeypatch.setattr(resource, "FETCH_SECONDS", 0.5)
+    ended = threading.Event()
+
+    def answer(handler: http.server.BaseHTTPRequestHandler) -> None:
+        try:
+            handler.wfile.write(b"HTTP/1.1 200 OK\r\nX: ")
+            while not ended.wait(0.1):
+                handler.wfile.write(b"x")
+        except OSError:
+            return
+
+    with serving(answer) as url, pytest.raises(TransportError):
+        fetch_jwks(url + "/oauth/jwks")
+    ended.set()
+
+
+def test_c09_keys_that_were_fetched_in_the_future_are_old() -> None:
+    """The clock was years ahead, and is right again: the keys are asked for anew, and a key that was retired is no key."""
+    fetch = Counted(jwks(KEY))
+    verifier, kid = Verifier(ISSUER, fetch=fetch), public_key(KEY.public_key()).kid
+    assert verifier.key(kid, NOW + 10**8)
+    fetch.answer = jwks(OTHER)
+    with pytest.raises(InvalidTokenError):
+        verifier.key(kid, NOW)
+
+
 def test_the_function_keeps_the_keys_of_each_issuer() -> None:
     """``verify_access_token`` fetches once, from loopback here, and asks the clock itself."""
     hits = []

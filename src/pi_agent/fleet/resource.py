@@ -14,11 +14,8 @@ from __future__ import annotations
 
 import functools
 import http.client
-import ssl
 import threading
 import time
-import urllib.error
-import urllib.request
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -26,6 +23,7 @@ from urllib.parse import urlsplit
 
 from pi_agent import jws
 from pi_agent.errors import InvalidAssertionError, MalformedTokenError, TransportError
+from pi_agent.fleet import once
 from pi_agent.jwk import PublicKey, load_jwk
 
 JWKS_PATH = "/oauth/jwks"
@@ -146,27 +144,16 @@ def read_jwks(data: bytes) -> dict[str, PublicKey]:
 
 def fetch_jwks(url: str) -> bytes:
     """What is behind a URL: no redirects, no proxy or netrc of the environment, at most MAX_JWKS bytes in FETCH_SECONDS."""
-    end = time.monotonic() + FETCH_SECONDS
-    data = b""
     try:
-        with _OPENER.open(url, timeout=FETCH_SECONDS) as answer:
-            while chunk := answer.read1(8192):
-                data += chunk
-                if len(data) > MAX_JWKS or time.monotonic() > end:
-                    raise TransportError(f"{url} is too large or too slow", reason="answer")
-    except (OSError, http.client.HTTPException, urllib.error.URLError) as error:
+        headers = {"accept": "application/json"}
+        status, data = once.exchange("GET", url, b"", headers, seconds=FETCH_SECONDS, most=MAX_JWKS + 1)
+    except (OSError, ValueError, http.client.HTTPException) as error:
         raise TransportError(f"{url} cannot be fetched: {type(error).__name__}", reason="keys") from error
+    if status != 200:
+        raise TransportError(f"{url} cannot be fetched: it answered {status}", reason="keys")
+    if len(data) > MAX_JWKS:
+        raise TransportError(f"{url} is too large", reason="answer")
     return data
-
-
-class _NoRedirect(urllib.request.HTTPRedirectHandler):
-    def redirect_request(self, *_: Any) -> None:
-        return None
-
-
-_OPENER = urllib.request.build_opener(
-    urllib.request.ProxyHandler({}), _NoRedirect(), urllib.request.HTTPSHandler(context=ssl.create_default_context())
-)
 
 
 @functools.lru_cache(maxsize=64)

@@ -16,18 +16,16 @@ import http.client
 import json
 import logging
 import secrets
-import socket
-import ssl
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping
-from contextlib import suppress
 from typing import Any
 from urllib.parse import urlsplit
 
 from django.db import DatabaseError, connection
 
 from pi_agent.errors import ConflictError, UsageError
+from pi_agent.fleet import once
 from pi_agent.fleet.models import Delivery, Webhook
 
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
@@ -139,33 +137,7 @@ def _attempt(post: Post, url: str, body: bytes, headers: Mapping[str, str]) -> s
 
 def post_once(url: str, body: bytes, headers: Mapping[str, str]) -> int:
     """One POST, which is over after SECONDS, follows nothing and reads little. The status of its answer."""
-    parts = urlsplit(url)
-    host, port = parts.hostname or "", parts.port
-    made: http.client.HTTPConnection = (
-        http.client.HTTPSConnection(host, port, timeout=SECONDS, context=ssl.create_default_context())
-        if parts.scheme == "https"
-        else http.client.HTTPConnection(host, port, timeout=SECONDS)
-    )
-    held: list[socket.socket] = []  # of an answer that ends with its connection, ``made`` lets go
-    deadline = threading.Timer(SECONDS, lambda: _cut(held or [made.sock]))
-    deadline.start()
-    try:
-        made.request("POST", parts.path + (f"?{parts.query}" if parts.query else "") or "/", body, dict(headers))
-        held.append(made.sock)
-        answer = made.getresponse()
-        answer.read(MAX_ANSWER)
-        return answer.status
-    finally:
-        deadline.cancel()
-        made.close()
-
-
-def _cut(sockets: Iterable[socket.socket | None]) -> None:
-    """End an attempt from outside. To close a socket would leave whoever waits for it waiting."""
-    for each in sockets:
-        if each is not None:
-            with suppress(OSError):  # it is over by itself
-                each.shutdown(socket.SHUT_RDWR)
+    return once.exchange("POST", url, body, headers, seconds=SECONDS, most=MAX_ANSWER)[0]
 
 
 class Sender:
