@@ -6,6 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pi_agent.fleet.limits import Limit, wait_of_source
+from pi_agent.fleet.sources import client_behind, networks
 
 
 def test_a_burst_then_the_rate() -> None:
@@ -50,3 +51,10 @@ def test_b29_an_ipv6_network_is_one_place() -> None:
     assert [wait_of_source(limit, f"::ffff:192.0.2.{number}", 0) for number in range(4)] == [0, 0, 0, 0]
     assert [wait_of_source(limit, "fe80::1%eth0", 0) > 0 for _ in range(3)] == [0, 0, 1]
     assert [wait_of_source(limit, "uid 1000", 0) for _ in range(9)] == [0] * 9
+
+
+def test_b29_a_proxy_is_known_on_a_socket_for_both_families() -> None:
+    """A server that listens on [::] sees an IPv4 proxy as ::ffff:127.0.0.1: it is the same proxy."""
+    proxies, named = networks(["127.0.0.1"]), [(b"x-forwarded-for", b"192.0.2.7")]
+    for peer, client in (("127.0.0.1", "192.0.2.7"), ("::ffff:127.0.0.1", "192.0.2.7"), ("::ffff:192.0.2.1", None)):
+        assert client_behind((peer, 1), named, proxies)[0] == (client or peer)
