@@ -134,6 +134,8 @@ def test_a_token_and_a_link_are_data(live: LiveFleet) -> None:
         assert refused.returncode == 2 and f"error: {said}\nhint: pi-fleet " in refused.stderr
     assert "tim" not in live.cli("operator", "list").stdout
     assert live.cli("enrollment-token", "--ttl", "soon").returncode == 2
+    refused = live.cli("enrollment-token", "--serial", "xyz")
+    assert (refused.returncode, "'xyz' is no serial" in refused.stderr) == (2, True)
 
 
 def test_without_a_fleet_the_next_step_is_named(tmp_path: Path) -> None:

@@ -248,7 +248,8 @@ def test_a_token_does_no_more_than_its_operator(app: Application) -> None:
 def test_a_wrong_token_is_a_stranger_even_on_the_local_socket(app: Application) -> None:
     """Whoever shows a token means it: nothing else of the request counts then."""
     headers = {"host": "localhost", "authorization": "Bearer pfo_00000000_x"}
-    assert exchange(app, "GET", "/api/v1/devices", b"", headers, ME).status == 401
+    reply = exchange(app, "GET", "/api/v1/devices", b"", headers, ME)
+    assert (reply.status, reply.json["detail"]) == (401, "the operator token is not known, or is over")
 
 
 def test_the_last_admin_stays(app: Application) -> None:

@@ -7,17 +7,20 @@ import json
 import re
 import sqlite3
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
+from functools import partial
 from pathlib import Path
 from urllib.parse import quote, urlencode
 
 import pytest
 
 from fleet.live import LiveFleet, run
-from fleet.support import FORM, Pi, ask, exchange
+from fleet.support import FORM, Pi, Reply, ask, exchange
 from issuing.cluster import Cluster
 from issuing.conftest import start
+from issuing.test_client_credentials import client_form
 from pi_agent.fleet import backup, counters, logs
 from pi_agent.fleet.asgi import Application
 from pi_agent.fleet.options import OPTIONS
@@ -236,7 +239,7 @@ def test_d14_a_restore_tells_what_it_would_forget(tmp_path: Path) -> None:
     for name in ("eve", "ann"):
         assert server.cli("operator", "set", name, "admin").returncode == 0
     eve, ann = (server.cli("token", "make", name, "--role", "admin").stdout.strip() for name in ("eve", "ann"))
-    ticket = server.cli("enrollment-token", "--uses", "5").stdout.strip()
+    assert server.cli("enrollment-token", "--uses", "5").returncode == 0
     assert server.cli("resource-server", "add", "shop", "--audience", "https://shop.example").returncode == 0
     assert server.cli("backup", str(target)).returncode == 0
     for words in (
@@ -256,8 +259,10 @@ def test_d14_a_restore_tells_what_it_would_forget(tmp_path: Path) -> None:
     assert f"since then {lost.client_id} was revoked" in told.stderr and "--keep-revocations" in told.stderr
     for way in ("operator eve", "operator ann", f"operator token {eve[:12]}", "enrollment token 1", "resource server"):
         assert f"since then the {way}" in told.stderr, told.stderr
-    done = run("--data", str(data), "restore", str(target), "--keep-revocations")
-    assert done.returncode == 0, done.stderr
+    for before in ("fleet.sqlite3.before-restore", "fleet.sqlite3.before-restore-2"):  # neither is written over
+        done = run("--data", str(data), "restore", str(target), "--keep-revocations")
+        assert done.returncode == 0, done.stderr
+        assert (data / before).exists() and done.stderr.rstrip().endswith(before)
     server = start(data, "", bind=f"127.0.0.1:{port}")
     try:
         assert "revoked" in server.ask(lost.form()).json["error_description"]
@@ -274,7 +279,6 @@ def test_d14_a_restore_tells_what_it_would_forget(tmp_path: Path) -> None:
         assert "shop" not in server.cli("resource-server", "list").stdout
         with closing(sqlite3.connect(data / "fleet.sqlite3")) as opened:
             assert opened.execute("SELECT uses_left FROM fleet_enrollmenttoken").fetchall() == [(1,)]
-        assert ticket
         assert "database.restore" in server.cli("audit", "-o", "json").stdout
         assert server.cli("audit", "verify").returncode == 0
     finally:
@@ -289,7 +293,7 @@ def test_d05_a_restart_brings_nobody_back(tmp_path: Path) -> None:
     server.stop()
     server = start(tmp_path / "data", "")
     try:
-        assert "operator  " not in server.cli("operator", "list").stdout
+        assert [line.split()[0] for line in server.cli("operator", "list").stdout.splitlines()] == ["NAME", "ann"]
     finally:
         _, said = server.stop()
     assert "sign-in-link --operator NAME" in server.greeting + said and "/sign-in/" not in server.greeting + said
@@ -441,3 +445,42 @@ def test_b29_forgeries_use_up_nobodys_share(app: Application, pi: Pi) -> None:
         assert ask(application, pi.form()).status == 200
     finally:
         application.close()
+
+
+def at_once(calls: Sequence[Callable[[], Reply]]) -> list[int]:
+    """The statuses of requests that are made at the same moment."""
+    with ThreadPoolExecutor(len(calls)) as pool:
+        return [future.result().status for future in [pool.submit(call) for call in calls]]
+
+
+def test_one_token_revoked_by_many_at_once_is_revoked(live: LiveFleet) -> None:
+    """Each of them is told 200, on either database, and the log has one line."""
+    pi = live.enroll()
+    token = live.ask(pi.form()).json["access_token"]
+    calls = [
+        partial(live.request, "POST", "/oauth/revoke", client_form(pi, token=token), {"content-type": FORM})
+        for _ in range(6)
+    ]
+    assert at_once(calls) == [200] * 6
+    assert live.cli("audit", "action:token.revoked", "-o", "jsonl").stdout.count("\n") == 1
+
+
+def test_two_admins_cannot_end_each_other_at_once(live: LiveFleet) -> None:
+    """D-02: one of them is refused, on either database, and one admin stays."""
+    for name in ("ann", "bob"):
+        assert live.cli("operator", "set", name, "admin").returncode == 0
+    assert live.cli("operator", "remove", "operator").returncode == 0
+    bearers = {name: live.cli("token", "make", name, "--role", "admin").stdout.strip() for name in ("ann", "bob")}
+    kind = {"content-type": "application/json"}
+    calls = [
+        partial(
+            live.request,
+            "PUT",
+            f"/api/v1/operators/{other}",
+            b'{"role": "reader"}',
+            kind | {"authorization": f"Bearer {bearers[name]}"},
+        )
+        for name, other in (("ann", "bob"), ("bob", "ann"))
+    ]
+    assert sorted(at_once(calls))[0] == 200
+    assert live.cli("operator", "list").stdout.count("admin") == 1

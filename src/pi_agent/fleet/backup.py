@@ -44,7 +44,7 @@ ENTRIES = {
         "fleet_enrollmenttoken", "id", "old.uses_left > 0", "now.uses_left >= old.uses_left", left="uses_left"
     ),
     "preauthorisation": Entry("fleet_preauthorisation", "id", "old.used_at IS NULL", "now.used_at IS NULL"),
-    "resource server": Entry("fleet_resourceserver", "client_id", same="now.secret_hash = old.secret_hash"),
+    "resource server": Entry("fleet_resourceserver", "client_id"),
     "access rule": Entry(
         "fleet_accessrule",
         "id",
@@ -132,7 +132,7 @@ def losses(database: Path, copy: Path, *, now: int) -> Losses:
         return Losses()
     with _open(database) as current:
         current.execute("ATTACH ? AS copy", (f"{copy.absolute().as_uri()}?mode=ro",))
-        known = _tables(current)
+        known = _tables(current, "copy") & _tables(current, "main")
         return Losses(
             devices=tuple(
                 current.execute(f"""
@@ -177,7 +177,7 @@ def restore(database: Path, copy: Path, *, keep: Losses | None) -> Path | None:
         with _open(copy) as source, closing(sqlite3.connect(draft)) as target:
             source.backup(target)
             with target:
-                for table in ("django_session", "fleet_signinlink"):
+                for table in _tables(target, "main") & {"django_session", "fleet_signinlink"}:
                     target.execute(f"DELETE FROM {table}")  # noqa: S608  # constants
         if before is not None:
             with closing(sqlite3.connect(draft, isolation_level=None, uri=True)) as target:
@@ -253,8 +253,9 @@ def _open(path: Path) -> Iterator[sqlite3.Connection]:
         yield connection
 
 
-def _tables(connection: sqlite3.Connection) -> set[str]:
-    return {name for (name,) in connection.execute("SELECT name FROM copy.sqlite_master WHERE type = 'table'")}
+def _tables(connection: sqlite3.Connection, schema: str) -> set[str]:
+    """A database of another version has other tables."""
+    return set(_column(connection, f"SELECT name FROM {schema}.sqlite_master WHERE type = 'table'"))  # noqa: S608  # a constant
 
 
 def _column(connection: sqlite3.Connection, statement: str, *values: object) -> tuple[str, ...]:

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from pi_agent import __version__
 from pi_agent.errors import PiAgentError, QueryError
-from pi_agent.fleet.commands.common import say
+from pi_agent.fleet.commands.common import is_term, say
 
 TYPE_CHECKING = False  # type checkers take it for true; the module would cost a command line milliseconds
 if TYPE_CHECKING:
@@ -97,7 +97,7 @@ def _queries(argv: Sequence[str]) -> list[str]:
         elif words[-1:] == ["device"] and word == "add":  # a device that is called so is found by name:add
             words[-1] = "device-add"
         elif word[:1] == "-" and (
-            _is_term(word) or THUMBPRINT.fullmatch(word) or (words[:1] == ["tag"] and _is_tag(word))
+            is_term(word) or THUMBPRINT.fullmatch(word) or (words[:1] == ["tag"] and _is_tag(word))
         ):
             words.append(f" {word}")  # what begins with a space is no option to argparse, and the same to a query
         else:
@@ -107,10 +107,6 @@ def _queries(argv: Sequence[str]) -> list[str]:
 
 def _is_tag(word: str) -> bool:
     return word[:2] != "--" and word != "-h"
-
-
-def _is_term(word: str) -> bool:
-    return word[:2] != "--" and (":" in word or word[1:2] == "(")
 
 
 def _complain(error: PiAgentError) -> None:

@@ -23,7 +23,7 @@ from urllib.parse import urlsplit
 
 from pi_agent import jws
 from pi_agent.errors import InvalidAssertionError, MalformedTokenError, TransportError
-from pi_agent.fleet import once
+from pi_agent.fleet import outgoing
 from pi_agent.jwk import PublicKey, load_jwk
 
 JWKS_PATH = "/oauth/jwks"
@@ -146,7 +146,7 @@ def fetch_jwks(url: str) -> bytes:
     """What is behind a URL: no redirects, no proxy or netrc of the environment, at most MAX_JWKS bytes in FETCH_SECONDS."""
     try:
         headers = {"accept": "application/json"}
-        status, data = once.exchange("GET", url, b"", headers, seconds=FETCH_SECONDS, most=MAX_JWKS + 1)
+        status, data = outgoing.exchange("GET", url, b"", headers, seconds=FETCH_SECONDS, most=MAX_JWKS + 1)
     except (OSError, ValueError, http.client.HTTPException) as error:
         raise TransportError(f"{url} cannot be fetched: {type(error).__name__}", reason="keys") from error
     if status != 200:

@@ -63,23 +63,18 @@ class Server(uvicorn.Server):
         await super().startup([])
         loop = asyncio.get_running_loop()
         state = self.server_state
-        for public in sockets or []:  # by itself, since uvicorn would give a TLS handshake a minute
-            self.servers.append(
-                await loop.create_server(
-                    lambda: Protocol(config=self.config, server_state=state, app_state={}),
-                    sock=public,
-                    ssl=self.config.ssl,
-                    ssl_handshake_timeout=Protocol.header_seconds if self.config.ssl else None,
-                    backlog=BACKLOG,
-                )
-            )
-        self.servers.append(  # by itself, since it never speaks TLS
-            await loop.create_server(
-                lambda: Protocol(config=self.config, server_state=state, app_state={}),
-                sock=self.local,
-                backlog=BACKLOG,
-            )
-        )
+
+        def connection() -> Protocol:
+            return Protocol(config=self.config, server_state=state, app_state={})
+
+        # Not by uvicorn, which would give a TLS handshake a minute; and the local socket never speaks TLS.
+        tls = self.config.ssl
+        patience = Protocol.header_seconds if tls else None
+        self.servers += [
+            await loop.create_server(connection, sock=public, ssl=tls, ssl_handshake_timeout=patience, backlog=BACKLOG)
+            for public in sockets or []
+        ]
+        self.servers.append(await loop.create_server(connection, sock=self.local, backlog=BACKLOG))
         loop.add_signal_handler(signal.SIGHUP, self.reload)
         with contextlib.suppress(OSError):  # a log that is full or gone is no reason to serve nobody
             print(self.greeting, file=sys.stderr, flush=True)  # noqa: T201  # this is a command's output

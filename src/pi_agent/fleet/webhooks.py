@@ -25,7 +25,7 @@ from urllib.parse import urlsplit
 from django.db import DatabaseError, connection
 
 from pi_agent.errors import ConflictError, UsageError
-from pi_agent.fleet import once
+from pi_agent.fleet import outgoing
 from pi_agent.fleet.models import Delivery, Webhook
 
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
@@ -137,7 +137,7 @@ def _attempt(post: Post, url: str, body: bytes, headers: Mapping[str, str]) -> s
 
 def post_once(url: str, body: bytes, headers: Mapping[str, str]) -> int:
     """One POST, which is over after SECONDS, follows nothing and reads little. The status of its answer."""
-    return once.exchange("POST", url, body, headers, seconds=SECONDS, most=MAX_ANSWER)[0]
+    return outgoing.exchange("POST", url, body, headers, seconds=SECONDS, most=MAX_ANSWER)[0]
 
 
 class Sender:

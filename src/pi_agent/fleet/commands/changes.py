@@ -16,11 +16,10 @@ from typing import Any
 
 from pi_agent.errors import ConflictError, UsageError
 from pi_agent.fleet import client, output
-from pi_agent.fleet.commands.common import command, confirmed, count, fleet_of, say
+from pi_agent.fleet.commands.common import command, confirmed, count, fleet_of, is_term, say
 from pi_agent.fleet.progress import Progress
 
 DEVICE_ID = re.compile(r"pi-[0-9a-f]{16}")
-TERM = re.compile(r"-(\(|[^:]*:)")
 CODE = re.compile(r"[0-9A-Za-z]{4}-[0-9A-Za-z]{4}")
 AT_ONCE = 1000
 STEP = 500
@@ -76,8 +75,8 @@ def tag(arguments: argparse.Namespace) -> int:
     """Give tags and take tags away: ``+kiosk`` and ``-lab`` after the query, or ``--add`` and ``--remove``."""
     words = list(arguments.query)
     add, remove = list(arguments.add), list(arguments.remove)
-    while words and (last := words[-1].strip())[:1] in ("+", "-") and not TERM.match(last):
-        (add if last[0] == "+" else remove).append(last[1:])
+    while words and (word := words[-1].strip())[:1] in ("+", "-") and (word[0] == "+" or not is_term(word)):
+        (add if word[0] == "+" else remove).append(word[1:])
         words.pop()
     if not words:
         raise UsageError("which devices?", hint="pi-fleet tag model:2b +kiosk --reason '...'")

@@ -42,6 +42,11 @@ def say(text: str) -> None:
     sys.stderr.write(output.plain(text) + "\n")
 
 
+def is_term(word: str) -> bool:
+    """Whether a word that begins with a minus is a term of a query, such as ``-tag:lab`` or ``-(...)``, and no option or tag."""
+    return word[:2] != "--" and (":" in word or word[1:2] == "(")
+
+
 def settings_of(arguments: argparse.Namespace) -> Settings:
     """The settings of the fleet on this machine. Raises UsageError when another one is named."""
     if url := _elsewhere(arguments):
