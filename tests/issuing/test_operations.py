@@ -482,5 +482,8 @@ def test_two_admins_cannot_end_each_other_at_once(live: LiveFleet) -> None:
         )
         for name, other in (("ann", "bob"), ("bob", "ann"))
     ]
-    assert sorted(at_once(calls))[0] == 200
-    assert live.cli("operator", "list").stdout.count("admin") == 1
+    for _ in range(10):  # often enough for both to be under way together
+        assert at_once(calls).count(200) == 1
+        assert live.cli("operator", "list").stdout.count("admin") == 1
+        for name in bearers:
+            live.cli("operator", "set", name, "admin")
