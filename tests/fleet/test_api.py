@@ -173,6 +173,35 @@ def test_a_malformed_change_is_refused(app: Application, pi: Pi, members: Any) -
     assert Device.objects.get().status == "approved"
 
 
+@pytest.mark.parametrize("member", ["queri", "dryrun", "MAX"])
+def test_a_misspelt_member_changes_nothing(app: Application, pi: Pi, member: str) -> None:
+    """It is named: had it been passed over, a preview would be a change."""
+    assert f"{member}: there is no such member" in problem(
+        post(app, "/devices/revoke", {"query": "id:*", "max": 5, member: True}), 400
+    )
+    assert Device.objects.get().status == "approved"
+
+
+@pytest.mark.parametrize(
+    ("path", "known"),
+    [
+        ("/devices?q=model:2b", "query, limit, sort, cursor"),
+        ("/devices.csv?limit=5", "query, columns, sort"),
+        ("/counts?by=model&Query=x", "by, query"),
+        ("/fields?x", "none"),
+    ],
+)
+def test_a_parameter_that_is_not_there_is_refused(app: Application, pi: Pi, path: str, known: str) -> None:
+    """And those that are there are named: passed over, it would have asked for all devices."""
+    reply = get(app, path)
+    assert "there is no parameter" in problem(reply, 400) and known in reply.json["hint"]
+
+
+def test_the_path_of_a_device_is_no_parameter(app: Application, pi: Pi) -> None:
+    """What a route takes from its path is not taken from the question."""
+    problem(get(app, f"/devices/{pi.client_id}?device_id=x"), 400)
+
+
 def test_an_enrollment_token_is_shown_once(app: Application) -> None:
     """It enrolls, for as many devices and the board it was made for, and no list ever shows it (requirement D-04)."""
     made = post(app, "/enrollment-tokens", {"uses": 2, "ttl": 60, "serial": "00000000C0FFEE01"}).json

@@ -102,6 +102,19 @@ def test_a_change_wants_to_be_confirmed(live: LiveFleet) -> None:
     assert live.cli("devices", "status:approved", "-o", "name").stdout.count("\n") == 1
 
 
+def test_what_stays_as_it_is_is_told(live: LiveFleet) -> None:
+    """With why, and 0 when all is as wished already; 6 when it is not and cannot be."""
+    name = live.cli("devices", "model:2b", "-o", "name").stdout.strip()
+    change = ("--yes", "--max", "9", "--reason", "test")
+    done = live.cli("approve", name, *change)
+    assert (done.returncode, done.stdout) == (0, "") and "nothing to do: 1 is approved already\n" in done.stderr
+    assert live.cli("quarantine", name, *change).returncode == 0
+    done = live.cli("approve", name, *change)
+    assert (done.returncode, done.stdout) == (6, "") and "1 is quarantined until a release\n" in done.stderr
+    done = live.cli("release", "id:*", *change)
+    assert done.returncode == 0 and "as they are will stay: 1 is pending\n" in done.stderr
+
+
 @pytest.mark.parametrize(("typed", "code"), [("2\n", 6), ("y\n", 6), ("\n", 6), ("1\n", 0)])
 def test_on_a_terminal_the_count_is_typed_back(live: LiveFleet, typed: str, code: int) -> None:
     """The number of devices, and nothing else, is a yes. What was done is one id a line."""
@@ -149,7 +162,11 @@ def test_without_a_fleet_the_next_step_is_named(tmp_path: Path) -> None:
 def test_without_a_server_a_script_can_prepare_one(tmp_path: Path) -> None:
     """A token made before the first start enrolls a device after it."""
     data = tmp_path / "data"
-    token = run("--data", str(data), "enrollment-token").stdout.strip()
+    made = run("--data", str(data), "enrollment-token")
+    token = made.stdout.strip()
+    assert made.stderr.startswith(f"a new fleet begins in {data}\n")
+    link = run("--data", str(data), "sign-in-link")
+    assert "no server runs here" in link.stderr and "a new fleet" not in link.stderr
     assert run("--data", str(data), "devices").stderr.startswith("0 devices")
     assert (data / "fleet.sqlite3").stat().st_mode & 0o777 == 0o600
     assert token

@@ -18,7 +18,7 @@ from pi_agent.errors import ConflictError, PiAgentError, QueryError, UnknownDevi
 from pi_agent.fleet.access import ForbiddenError
 from pi_agent.fleet.changes import StaleError
 from pi_agent.fleet.rest import authority, devices, enrolling, log, people
-from pi_agent.fleet.rest.common import Needs, TooOftenError, around, problem
+from pi_agent.fleet.rest.common import Needs, TooOftenError, around, problem, strict
 
 STATUSES: tuple[tuple[type[PiAgentError], int], ...] = (
     (QueryError, 400),
@@ -29,6 +29,8 @@ STATUSES: tuple[tuple[type[PiAgentError], int], ...] = (
     (ConflictError, 409),
 )
 
+WORDS = {"extra_forbidden": "there is no such member"}
+
 api = NinjaAPI(
     title="pi-fleet",
     version="1",
@@ -38,6 +40,7 @@ api = NinjaAPI(
     description="Which boards there are, which of them authenticated when, and what may become of them.",
 )
 api.add_decorator(around, mode="view")
+api.add_decorator(strict, mode="operation")
 for part in (authority, devices, enrolling, log, people):
     api.add_router("", part.router)
 
@@ -87,7 +90,7 @@ def _on_http_error(request: HttpRequest, error: HttpError) -> HttpResponse:
 @api.exception_handler(ValidationError)
 def _on_invalid(request: HttpRequest, error: ValidationError) -> HttpResponse:
     """Which member was wrong, and what it should be; never what was sent."""
-    wrong = [f"{_name(item['loc'])}: {item['msg']}" for item in error.errors]
+    wrong = [f"{_name(item['loc'])}: {WORDS.get(item['type'], item['msg'])}" for item in error.errors]
     return problem(400, "; ".join(wrong))
 
 

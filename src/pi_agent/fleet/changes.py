@@ -10,13 +10,14 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any
 
 from django.db import transaction
-from django.db.models import Max, QuerySet
+from django.db.models import Count, Max, QuerySet
 
 from pi_agent import query as query_language
 from pi_agent.catalogue import fold
@@ -65,6 +66,7 @@ class StaleError(ConflictError):
 class Change:
     """What was done, or would be: to ``count`` of ``matched`` devices, of which ``changed`` are the first.
 
+    ``stays`` has how many keep which status, which the action does not start from.
     ``selection`` stands for these devices as they are now; ``target`` is the status they get, or what else happens to them.
     ``tokens_until`` is when the last access token ends that devices which are turned away may still hold, None without one.
     """
@@ -76,6 +78,7 @@ class Change:
     changed: Sequence[Device]
     selection: str
     tokens_until: int | None = None
+    stays: Mapping[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,7 +154,10 @@ def preview(name: str, chosen: Chosen, *, now: int) -> Change:
     shown = with_parts(willing[:MAX_SHOWN])
     count = len(shown) if len(shown) < MAX_SHOWN else willing.count()
     until = willing.aggregate(last=Max("token_until"))["last"] if action.target in TURNED_AWAY else None
-    return Change(target.meaning, action.target, target.rows.count(), count, shown, target.selection(), until)
+    matched = target.rows.count()
+    others = target.rows.exclude(status__in=action.sources).order_by("status") if matched > count else Device.objects.none()
+    stays = dict(others.values_list("status").annotate(number=Count("*")))
+    return Change(target.meaning, action.target, matched, count, shown, target.selection(), until, stays)
 
 
 def preview_of_any(what: str, chosen: Chosen, *, now: int) -> Change:
@@ -242,7 +248,8 @@ def _change(event: str, what: str, chosen: Chosen, edit: Edit, *, actor: Actor, 
         audit.record([Event(event, "", "refused", detail)], actor=actor, now=now)
         raise
     until = max((row.token_until or 0 for row in changed), default=0) if what in TURNED_AWAY else 0
-    return Change(target.meaning, what, len(rows), len(changed), changed[:MAX_SHOWN], "", until or None)
+    stays = Counter(row.status for row in rows) - Counter(row.status for row in changed)
+    return Change(target.meaning, what, len(rows), len(changed), changed[:MAX_SHOWN], "", until or None, stays)
 
 
 def _hold(target: Target, chosen: Chosen) -> list[Device]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from urllib.parse import quote, urlencode, urlsplit
@@ -46,11 +47,13 @@ Exchange = Callable[[str, str, bytes, Mapping[str, str]], tuple[int, Iterator[by
 class Fleet:
     """The REST interface of one fleet. Members in, members out; a refusal is raised as the error it was on the other side.
 
-    A change carries a key of its own, so that it can be sent again when its answer was lost, and happens once.
+    A change carries a key of its own, so that it can be sent again when its answer was lost, and happens once. ``served``:
+    a server answers, not this process.
     """
 
-    def __init__(self, exchange: Exchange) -> None:
+    def __init__(self, exchange: Exchange, *, served: bool = True) -> None:
         self.exchange = exchange
+        self.served = served
 
     def get(self, path: str, **parameters: object) -> dict[str, Any]:
         return self._members("GET", _target(path, parameters))
@@ -141,7 +144,9 @@ def connect(data: Path, load: Callable[[], Settings], *, create: bool = False, s
             hint=f"{command(settings)} serve begins one, {command(settings)} simulate 200 makes one to look at; or name "
             "another folder with --data",
         )
-    return Fleet(_in_process(settings))
+    if not settings.shares_database and not settings.database.exists():
+        sys.stderr.write(f"a new fleet begins in {settings.data}\n")
+    return Fleet(_in_process(settings), served=False)
 
 
 def connect_to(url: str, token: str) -> Fleet:

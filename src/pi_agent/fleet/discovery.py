@@ -17,6 +17,7 @@ from django.views.decorators.http import require_GET
 from pi_agent.errors import PiAgentError, UsageError
 from pi_agent.fleet import access, export, views
 
+PARAMETERS = {"q": "status:approved", "port": "9100", "suffix": ""}
 COLUMNS = ("id", "name", "model", "memory", "serial", "soc", "status", "late", "key", "agent", "tag")
 HOST = re.compile(r"[A-Za-z0-9]([A-Za-z0-9.-]{0,61}[A-Za-z0-9])?", re.ASCII)
 SUFFIX = re.compile(r"(\.[A-Za-z0-9-]{1,63}){0,8}", re.ASCII)
@@ -30,13 +31,11 @@ def prometheus(request: HttpRequest) -> HttpResponse:
     if caller is None:
         headers = {"WWW-Authenticate": 'Bearer realm="pi-fleet"'}
         return JsonResponse({"detail": "an operator token is wanted"}, status=401, headers=headers)
+    asked = PARAMETERS | request.GET.dict()
     try:
-        found = targets(
-            request.GET.get("q", "status:approved"),
-            request.GET.get("port", "9100"),
-            request.GET.get("suffix", ""),
-            now=now,
-        )
+        if unknown := next((name for name in asked if name not in PARAMETERS), None):
+            raise UsageError(f"there is no parameter {unknown[:64]!r}", hint=f"there are: {', '.join(PARAMETERS)}")
+        found = targets(asked["q"], asked["port"], asked["suffix"], now=now)
     except PiAgentError as error:
         return JsonResponse({"detail": str(error), "hint": error.hint}, status=400)
     return JsonResponse(found, safe=False)

@@ -51,6 +51,15 @@ def bound(until: str | None, now: int) -> str:
     return f"tokens handed out before work until {utc(until)} at the latest, at services that do not ask the fleet about them"
 
 
+FOR_NOW = {"revoked": "revoked for good", "quarantined": "quarantined until a release"}
+
+
+def staying(stays: Mapping[str, int], target: str) -> str:
+    """Why devices of these statuses do not become ``target``, such as "2 are approved already, 1 is revoked for good"."""
+    ends = {status: f"{status} already" if status == target else FOR_NOW.get(status, status) for status in stays}
+    return ", ".join(f"{number:,} {'is' if number == 1 else 'are'} {ends[status]}" for status, number in stays.items())
+
+
 def _member(name: str) -> Cell:
     return lambda device, now: plain(str(device[name])) if device[name] not in (None, "") else "-"
 

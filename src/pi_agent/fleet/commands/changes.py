@@ -92,8 +92,8 @@ def _change(arguments: argparse.Namespace, action: str, query: str, more: dict[s
     if not preview["matched"]:
         return 3
     if not preview["count"]:
-        say("nothing to do")
-        return 0
+        say(f"nothing to do: {output.staying(preview['stays'], preview['status'])}")
+        return 0 if set(preview["stays"]) <= {preview["status"]} else ConflictError.exit_code
     _confirm(arguments, action, preview)
     if preview["matched"] > AT_ONCE:
         return _in_steps(arguments, fleet, path, request, preview)
@@ -112,11 +112,10 @@ def _named(fleet: client.Fleet, text: str) -> str:
 
 
 def _show(preview: dict[str, Any]) -> None:
-    ready, number = preview["changed"], preview["count"]
+    ready, number, stays = preview["changed"], preview["count"], preview["stays"]
     say(f"{count(preview['matched'])}: {preview['meaning']}")
-    others = preview["matched"] - number
-    if others and ready:
-        say(f"{count(others)} of them cannot become {preview['status']}, and will stay as they are")
+    if stays and ready:
+        say(f"as they are will stay: {output.staying(stays, preview['status'])}")
     for line in output.table(ready[:SHOWN], int(time.time())).splitlines() if ready else ():
         say(line)
     if number > SHOWN:

@@ -80,8 +80,11 @@ def enrollment_token(arguments: argparse.Namespace) -> int:
 def sign_in_link(arguments: argparse.Namespace) -> int:
     """A link that opens the pages, once."""
     request = {"operator": arguments.operator, "role": arguments.role}
-    made = fleet_of(arguments, create=True).post("/sign-in-links", request)
+    fleet = fleet_of(arguments, create=True)
+    made = fleet.post("/sign-in-links", request)
     say(f"signs {made['operator']} in as {made['role']}, once, until {made['expires']}")
+    if not fleet.served:
+        say("no server runs here; the link works as soon as one does, at the address that it then has")
     return printed(arguments, made, f"{made['url']}\n")
 
 

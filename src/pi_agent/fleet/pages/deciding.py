@@ -14,7 +14,7 @@ from pi_agent.fleet import changes, registry, views
 from pi_agent.fleet import pending as pending_facts
 from pi_agent.fleet.access import ForbiddenError
 from pi_agent.fleet.changes import ACTIONS, Chosen
-from pi_agent.fleet.output import bound
+from pi_agent.fleet.output import bound, staying
 from pi_agent.fleet.pages import show
 from pi_agent.fleet.pages.guard import caller_of, page
 from pi_agent.fleet.pages.listing import link, listing
@@ -59,7 +59,7 @@ def _preview(request: HttpRequest, preview: changes.Change, **asked: object) -> 
         "meaning": preview.meaning,
         "matched": preview.matched,
         "count": preview.count,
-        "others": preview.matched - preview.count,
+        "stays": staying(preview.stays, preview.target),
         "more": max(0, preview.count - SHOWN),
         "target": preview.target,
         "rows": [show.row(registry.describe(device), now) for device in preview.changed[:SHOWN]],

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 from django.db import IntegrityError, transaction
 from django.http import HttpRequest
-from ninja import Router, Schema
+from ninja import Router
 from pydantic import Field
 
 from pi_agent import query as query_language
@@ -17,7 +17,7 @@ from pi_agent.fleet.audit import Event
 from pi_agent.fleet.clients import secret_hash
 from pi_agent.fleet.models import AccessRule, ResourceServer
 from pi_agent.fleet.registry import rfc3339
-from pi_agent.fleet.rest.common import actor_of, needs, now
+from pi_agent.fleet.rest.common import Body, actor_of, needs, now
 from pi_agent.fleet.settings import current
 from pi_agent.fleet.signing import RingKey
 
@@ -27,13 +27,13 @@ Audience = Annotated[str, Field(min_length=1, max_length=256, pattern=r"^[!-~]+$
 Hex = Annotated[str, Field(min_length=1, max_length=64, pattern=r"^[0-9A-Fa-f]+$")]
 
 
-class RotationRequest(Schema):
+class RotationRequest(Body):
     """A new signing key, which signs once every resource server knows it, or ``at_once``."""
 
     at_once: bool = False
 
 
-class ResourceServerRequest(Schema):
+class ResourceServerRequest(Body):
     """A service that devices call: ``scopes`` of its ``audience`` for the devices of ``query``."""
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")
@@ -42,7 +42,7 @@ class ResourceServerRequest(Schema):
     query: str = Field("id:*", max_length=2000)
 
 
-class RuleRequest(Schema):
+class RuleRequest(Body):
     """The devices of ``query`` may have ``scopes`` at ``audience`` (the fleet's own when empty)."""
 
     query: str = Field(min_length=1, max_length=2000)
@@ -50,7 +50,7 @@ class RuleRequest(Schema):
     audience: Audience | None = None
 
 
-class DeviceRequest(Schema):
+class DeviceRequest(Body):
     """A device by its public key."""
 
     jwk: dict[str, Any]

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import inspect
 import secrets
 import time
 from collections.abc import Callable
@@ -16,10 +17,13 @@ from typing import Any
 
 from django.db import IntegrityError, transaction
 from django.http import HttpRequest, HttpResponse, JsonResponse
+from ninja import Schema
 from ninja.errors import HttpError
 from ninja.security.base import AuthBase
 from ninja.utils import check_csrf
+from pydantic import ConfigDict
 
+from pi_agent.errors import UsageError
 from pi_agent.fleet import access, audit
 from pi_agent.fleet.access import Caller, ForbiddenError
 from pi_agent.fleet.asgi import source_of
@@ -34,6 +38,13 @@ STRANGERS = Rate(limit=60, seconds=60)
 REMEMBERED_SECONDS = 86400
 MAX_KEY = 64
 Run = Callable[..., HttpResponse]
+View = Callable[..., Any]
+
+
+class Body(Schema):
+    """What comes with a change. A member that it does not have is refused: a misspelt ``query`` would ask for all devices."""
+
+    model_config = ConfigDict(extra="forbid")
 
 
 def now() -> int:
@@ -103,6 +114,21 @@ def _own_uid() -> int:
     import os
 
     return os.geteuid()
+
+
+def strict(view: View) -> View:
+    """The decorator that refuses parameters which a route does not have, as ``Body`` does members."""
+    names = [name for name in inspect.signature(view).parameters if name not in ("request", "body")]
+
+    @functools.wraps(view)
+    def ask(request: HttpRequest, **values: Any) -> Any:
+        known = [name for name in names if name not in request.resolver_match.kwargs]
+        if unknown := next((name for name in request.GET if name not in known), None):
+            hint = f"there {'is' if len(known) == 1 else 'are'}: {', '.join(known)}" if known else "there are none here"
+            raise UsageError(f"there is no parameter {unknown[:64]!r}", hint=hint)
+        return view(request, **values)
+
+    return ask
 
 
 # Around each answer.

@@ -7,7 +7,7 @@ import marshal
 from typing import Annotated, Any
 
 from django.http import HttpRequest, StreamingHttpResponse
-from ninja import Router, Schema
+from ninja import Router
 from pydantic import Field
 
 from pi_agent.catalogue import FIELDS, KINDS
@@ -15,7 +15,7 @@ from pi_agent.fleet import changes, export, pending, registry, suggestions, view
 from pi_agent.fleet.access import Caller
 from pi_agent.fleet.changes import Change, Chosen
 from pi_agent.fleet.pages.show import one_line
-from pi_agent.fleet.rest.common import actor_of, needs, now
+from pi_agent.fleet.rest.common import Body, actor_of, needs, now
 
 router = Router(tags=["devices"])
 QueryText = Annotated[str, Field(max_length=2000)]
@@ -23,7 +23,7 @@ Reason = Annotated[str, Field(max_length=200)]
 Tag = Annotated[str, Field(min_length=1, max_length=64)]
 
 
-class ChangeRequest(Schema):
+class ChangeRequest(Body):
     """Which devices to change: ``ids``, or those of ``query``.
 
     Of a query they are at most ``max`` (1 unless said), or exactly those that a preview named in its ``selection``.
@@ -189,6 +189,7 @@ def _answer(change: Change, *, dry_run: bool = False) -> dict[str, Any]:
         "status": change.target,
         "dry_run": dry_run,
         "count": change.count,
+        "stays": change.stays,
         "changed": [registry.describe(device) | status for device in change.changed],
         "selection": change.selection or None,
         "tokens_until": registry.rfc3339(change.tokens_until),

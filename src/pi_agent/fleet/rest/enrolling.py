@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 from django.db import transaction
 from django.http import HttpRequest
-from ninja import Router, Schema
+from ninja import Router
 from pydantic import Field
 
 from pi_agent.errors import UnknownDeviceError
@@ -14,14 +14,14 @@ from pi_agent.fleet import audit, lists, pending, preauthorise
 from pi_agent.fleet.audit import Event
 from pi_agent.fleet.models import Device, Preauthorisation
 from pi_agent.fleet.registry import rfc3339
-from pi_agent.fleet.rest.common import actor_of, needs, now
+from pi_agent.fleet.rest.common import Body, actor_of, needs, now
 
 router = Router(tags=["enrolling"])
 MAX_LINES = 200
 MAX_LIFE = 10 * 366 * 86400
 
 
-class LineIn(Schema):
+class LineIn(Body):
     """One board: by its ``serial`` or by its key's thumbprint."""
 
     serial: str = Field("", max_length=64)
@@ -29,7 +29,7 @@ class LineIn(Schema):
     name: str = Field("", max_length=64)
 
 
-class ListIn(Schema):
+class ListIn(Body):
     """Boards that are approved when they come, for ``ttl`` seconds."""
 
     lines: Annotated[list[LineIn], Field(min_length=1, max_length=MAX_LINES)]

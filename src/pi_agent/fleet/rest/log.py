@@ -5,19 +5,19 @@ from __future__ import annotations
 from typing import Annotated, Any
 
 from django.http import HttpRequest
-from ninja import Router, Schema
+from ninja import Router
 from pydantic import Field
 
 from pi_agent.fleet import history, views
 from pi_agent.fleet.models import View
 from pi_agent.fleet.registry import describe_event, rfc3339
-from pi_agent.fleet.rest.common import actor_of, needs, now
+from pi_agent.fleet.rest.common import Body, actor_of, needs, now
 
 router = Router(tags=["audit and views"])
 QueryText = Annotated[str, Field(max_length=2000)]
 
 
-class ViewRequest(Schema):
+class ViewRequest(Body):
     """A query with a name, and how its answer is shown."""
 
     query: QueryText

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from django.db import transaction
 from django.http import HttpRequest
-from ninja import Router, Schema
+from ninja import Router
 from pydantic import Field
 
 from pi_agent.errors import UnknownDeviceError
@@ -14,7 +14,7 @@ from pi_agent.fleet import access, audit, enrolling, signin, webhooks
 from pi_agent.fleet.audit import Event
 from pi_agent.fleet.models import Delivery, Operator, OperatorToken, Webhook
 from pi_agent.fleet.registry import rfc3339
-from pi_agent.fleet.rest.common import actor_of, needs, now
+from pi_agent.fleet.rest.common import Body, actor_of, needs, now
 from pi_agent.fleet.settings import current
 
 router = Router(tags=["operators"])
@@ -23,7 +23,7 @@ Role = Literal["reader", "approver", "admin"]
 NEW_TOKEN = "pi-fleet.enrollment-token/1"  # noqa: S105  # the name of a schema
 
 
-class EnrollmentTokenRequest(Schema):
+class EnrollmentTokenRequest(Body):
     """An enrollment token for ``uses`` devices, good for ``ttl`` seconds, perhaps for one serial only."""
 
     uses: int = Field(1, ge=1, le=enrolling.MAX_USES)
@@ -31,18 +31,18 @@ class EnrollmentTokenRequest(Schema):
     serial: str | None = Field(None, min_length=1, max_length=64)
 
 
-class LinkRequest(Schema):
+class LinkRequest(Body):
     """A sign-in link; somebody who is no operator yet needs a ``role``."""
 
     operator: Name = access.FIRST
     role: Role | None = None
 
 
-class RoleRequest(Schema):
+class RoleRequest(Body):
     role: Role
 
 
-class OperatorTokenRequest(Schema):
+class OperatorTokenRequest(Body):
     """A token for ``operator`` with at most their ``role``, good for ``ttl`` seconds."""
 
     operator: Name
@@ -51,7 +51,7 @@ class OperatorTokenRequest(Schema):
     note: str = Field("", max_length=64)
 
 
-class WebhookRequest(Schema):
+class WebhookRequest(Body):
     """An address that is told of ``events``; of all when it names none."""
 
     url: str = Field(max_length=500)
