@@ -230,6 +230,24 @@ def test_setup_as_json(bare: Home, registrar: Registrar, say: Any) -> None:
     assert (code, next(iter(document)), document["status"]) == (0, "schema", "approved")
 
 
+@pytest.mark.parametrize(
+    ("status", "step"),
+    [
+        ("rejected", "pi-fleet approve {id}"),
+        ("quarantined", "pi-fleet release {id}"),
+        ("revoked", "sudo pi-agent wipe-identity --yes && sudo pi-agent setup {server}"),
+    ],
+)
+def test_setup_of_a_board_that_was_turned_away_says_what_comes_next(
+    bare: Home, registrar: Registrar, say: Any, status: str, step: str
+) -> None:
+    """4, with the command that leads back; a restart would not."""
+    registrar.status = status
+    code, _, err = say("setup", registrar.issuer)
+    wanted = step.format(id=identity.load(bare.state).client_id, server=registrar.issuer)
+    assert (code, wanted in err, "restart" in err) == (4, True, False)
+
+
 def test_setup_waits_for_approval(bare: Home, registrar: Registrar, say: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """With --wait it asks again until somebody has approved the board."""
     monkeypatch.setattr(setup, "POLL", 0.05)
@@ -362,6 +380,15 @@ def test_a_refused_board_is_4_with_the_reason(agent: Agent, authority: Authority
         assert "canary" not in out + err
 
 
+def test_a_refresh_that_is_refused_is_4_though_the_token_is_good(agent: Agent, authority: Authority, say: Any) -> None:
+    """0 when there is a new token; the one from before goes on, and a script still learns that no other one came."""
+    until(agent.token)
+    assert say("refresh")[0] == 0
+    authority.answer = lambda number: refusal("invalid_grant", error_description="this device was revoked")
+    code, _, err = say("refresh")
+    assert (code, say("token")[0]) == (4, 0) and "token ok" in err and "this device was revoked" in err
+
+
 def test_d07_what_a_server_says_is_harmless_in_every_command(agent: Agent, authority: Authority, say: Any) -> None:
     """Escape sequences do not come out of status, token or the log."""
     authority.answer = lambda number: refusal("invalid_grant", error_description="no\x1b]0;owned\x07 \u202e")
@@ -419,7 +446,8 @@ def test_wipe_identity_asks_first(home: Home, say: Any) -> None:
     code, _, err = say("wipe-identity")
     assert (code, err) == (2, "error: this forgets the key for good\nhint: pi-agent wipe-identity --yes\n")
     assert (home.state / "key.pem").exists()
-    assert say("wipe-identity", "--yes")[0] == 0
+    code, _, err = say("wipe-identity", "--yes")
+    assert (code, "still runs" in err) == (0, False)
     assert not list(home.state.glob("*.*"))
     assert (home.folder / "config.toml").exists()
     assert say("run")[0] == 2
@@ -430,3 +458,18 @@ def test_every_command_can_be_imported() -> None:
     files = {path.stem.replace("_", "-") for path in (Path(cli.__file__).parent / "commands").glob("*.py")}
     assert set(COMMANDS) <= files
     assert all(cli._command(name).HELP for name in COMMANDS)
+
+
+def test_wiping_under_a_running_agent_says_so(agent: Agent, say: Any) -> None:
+    """It goes on with the token that it has, until it is stopped."""
+    until(agent.token)
+    code, _, err = say("wipe-identity", "--yes")
+    assert (code, say("token")[0]) == (0, 0) and "pi-agent still runs" in err and "systemctl stop pi-agent" in err
+
+
+def test_the_root_of_the_environment_is_read_by_board_too(home: Home, say: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As by every other command; an argument goes before it."""
+    monkeypatch.setenv("PI_AGENT_ROOT", str(home.folder / "none"))
+    assert say("board")[0] != 0
+    monkeypatch.setenv("PI_AGENT_ROOT", home.variables["PI_AGENT_ROOT"])
+    assert say("board", "--json")[0] == 0

@@ -207,6 +207,8 @@ class Doctor:
         text, hint = str(answer["message"]), str(answer.get("hint", ""))
         if answer["outcome"] == "pending":
             hint = hint or f"an operator runs: pi-fleet approve {self.known.client_id}"
+        elif answer["outcome"] == "refused":
+            hint = hint or f"an operator sees why: pi-fleet device {self.known.client_id}"
         return Finding("token", BAD, text, hint)
 
     # The running agent

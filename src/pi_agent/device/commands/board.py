@@ -79,7 +79,7 @@ def _find(args: argparse.Namespace) -> Board:
         return board_from_revision(_decode(args.revision), COMMAND_LINE)
     if root and not os.path.isdir(root):  # noqa: PTH112 - Path.is_dir() raises for a folder that may not be entered
         raise UsageError(f"no such folder: {clean(root, 256)}", hint="--root takes the folder that --record wrote")
-    facts = read_facts(root or "/", args.cpuinfo)
+    facts = read_facts(root or os.environ.get("PI_AGENT_ROOT") or "/", args.cpuinfo)
     if args.cpuinfo and facts.failures.get(facts.cpuinfo_origin) == ABSENT:
         raise UsageError(f"no such file: {facts.cpuinfo_origin}", hint="--cpuinfo takes a copy of /proc/cpuinfo")
     if args.record:

@@ -8,17 +8,27 @@ import sys
 from pi_agent import client
 
 HELP = "fetch a new token now"
+EXIT_CODES = {"pending": 4, "refused": 4, "failed": 5}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--audience", metavar="URI", help="whom the token is for (default: as configured)")
     parser.add_argument("--scope", metavar="SCOPES", help="scopes, separated by spaces (default: as configured)")
     parser.add_argument("--timeout", type=int, default=30, metavar="SECONDS", help="how long to wait for it (30)")
-    parser.epilog = "root signs in again with this after: pi-agent sign-out"
+    parser.epilog = (
+        "exit code: 0 there is a new token, 4 waits for approval or was refused, 5 no answer, also when the token from "
+        "before is still good. Root signs in again with this after: pi-agent sign-out"
+    )
 
 
 def run(args: argparse.Namespace) -> int:
-    """Raises AgentError (4), TransportError (5)."""
+    """0, 4 or 5 by how the attempt went. Raises AgentError (4) and TransportError (5) when there is no token at all."""
     client.renew(audience=args.audience, scope=args.scope, runtime=args.runtime, timeout=args.timeout)
-    sys.stderr.write(f"{client.ask('/v1/status', runtime=args.runtime)['sentence']}\n")
-    return 0
+    status = client.ask("/v1/status", runtime=args.runtime)
+    asked = next(
+        token
+        for token in status["tokens"]
+        if args.audience in (None, token["audience"]) and args.scope in (None, token["scope"])
+    )
+    sys.stderr.write(f"{status['sentence'] if asked is status['tokens'][0] else asked['message'] or 'token ok'}\n")
+    return EXIT_CODES.get(asked["outcome"], 0)

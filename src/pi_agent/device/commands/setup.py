@@ -24,6 +24,11 @@ if TYPE_CHECKING:
 HELP = "enroll this board at a server"
 PENDING = "pending"
 POLL = 3.0
+NEXT = {
+    "rejected": "an operator who thinks better of it runs: pi-fleet approve {id}",
+    "quarantined": "an operator looks, and ends it with: pi-fleet release {id}",
+    "revoked": "that is for good; as a new device: sudo pi-agent wipe-identity --yes && sudo pi-agent setup {server}",
+}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -209,4 +214,5 @@ def _show(args: argparse.Namespace, facts: dict[str, str], registration: object,
         print(f"{'':<11}pi-fleet approve {registration.client_id}")
     else:
         print(f"{'status':<11}{registration.status}")
-    sys.stderr.write("next: sudo systemctl restart pi-agent    (without systemd: pi-agent run)\n")
+    step = NEXT.get(registration.status, "sudo systemctl restart pi-agent    (without systemd: pi-agent run)")
+    sys.stderr.write(f"next: {step.format(id=registration.client_id, server=facts['server'])}\n")

@@ -45,6 +45,8 @@ def run(args: argparse.Namespace) -> int:
         identity.forget(settings.state)
     for sentence in filter(None, left):
         sys.stderr.write(f"{sentence}\n")
+    if _is_running(str(settings.runtime)):
+        sys.stderr.write("pi-agent still runs and hands out the token that it has: sudo systemctl stop pi-agent\n")
     if args.golden_image:
         sys.stderr.write(
             f"nothing is left in {settings.state}, and this board does not enroll until {golden.NAME} there is removed; "
@@ -53,6 +55,15 @@ def run(args: argparse.Namespace) -> int:
         return 0
     sys.stderr.write(f"nothing is left in {settings.state}; pi-agent setup URL enrolls this board as a new device\n")
     return 0
+
+
+def _is_running(runtime: str) -> bool:
+    from pi_agent import client
+
+    try:
+        return bool(client.ask("/v1/status", runtime=runtime))
+    except PiAgentError:
+        return False
 
 
 def _locations(state: Path) -> list[str]:
