@@ -467,7 +467,9 @@ def test_wiping_under_a_running_agent_says_so(agent: Agent, say: Any) -> None:
     assert (code, say("token")[0]) == (0, 0) and "pi-agent still runs" in err and "systemctl stop pi-agent" in err
 
 
-def test_the_root_of_the_environment_is_read_by_board_too(home: Home, say: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_root_of_the_environment_is_read_by_board_too(
+    home: Home, say: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """As by every other command; an argument goes before it."""
     monkeypatch.setenv("PI_AGENT_ROOT", str(home.folder / "none"))
     assert say("board")[0] != 0

@@ -12,7 +12,7 @@ import subprocess
 import time
 import warnings
 from collections.abc import Iterator
-from contextlib import closing
+from contextlib import closing, suppress
 from pathlib import Path
 
 import pytest
@@ -354,6 +354,26 @@ def test_rs06_a_handshake_that_does_not_come_is_not_waited_for(tmp_path: Path) -
         server.stop()
 
 
+def test_rs06_a_connection_takes_its_place_before_the_handshake(tmp_path: Path) -> None:
+    """One host that only connects holds as many as it may, is hung up on beyond that, and has all of them back when they end."""
+    cert, key = certificate(tmp_path, "one")
+    tls = ("--tls-cert", str(cert), "--tls-key", str(key), "--address-connections", "3", "--header-seconds", "60")
+    server = TlsFleet(tmp_path / "data", "--issuer", "https://127.0.0.1", *tls)
+    try:
+        for _ in range(3):
+            held = [server.connect() for _ in range(3)]
+            with server.connect() as one_more:
+                assert closed_within(one_more, 10)
+            for channel in held[1:]:
+                channel.close()
+            with held[0] as plain:
+                plain.sendall(b"GET / HTTP/1.1\r\n\r\n")  # no handshake at all
+                assert closed_within(plain, 10)
+            assert server.serves_again()
+    finally:
+        server.stop()
+
+
 class TlsFleet(LiveFleet):
     """A server that speaks TLS itself."""
 
@@ -361,6 +381,14 @@ class TlsFleet(LiveFleet):
         said = super()._greeting()
         assert "listening on https://" in said
         return said.replace("https://127.0.0.1:", "http://127.0.0.1:")
+
+    def serves_again(self) -> bool:
+        """Whether there is a place within seconds."""
+        for _ in range(200):
+            with suppress(OSError):
+                return bool(self.certificate())
+            time.sleep(0.05)
+        return False
 
     def certificate(self, version: ssl.TLSVersion = ssl.TLSVersion.TLSv1_3) -> bytes | None:
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)

@@ -155,7 +155,9 @@ def preview(name: str, chosen: Chosen, *, now: int) -> Change:
     count = len(shown) if len(shown) < MAX_SHOWN else willing.count()
     until = willing.aggregate(last=Max("token_until"))["last"] if action.target in TURNED_AWAY else None
     matched = target.rows.count()
-    others = target.rows.exclude(status__in=action.sources).order_by("status") if matched > count else Device.objects.none()
+    others = (
+        target.rows.exclude(status__in=action.sources).order_by("status") if matched > count else Device.objects.none()
+    )
     stays = dict(others.values_list("status").annotate(number=Count("*")))
     return Change(target.meaning, action.target, matched, count, shown, target.selection(), until, stays)
 

@@ -13,17 +13,16 @@ from __future__ import annotations
 import asyncio
 import socket
 import struct
-from collections import Counter
 from collections.abc import Sequence
 from http import HTTPStatus
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from pi_agent.errors import OAuthError
 from pi_agent.fleet import counters
-from pi_agent.fleet.limits import neighbourhood
-from pi_agent.fleet.sources import Network, client_behind, is_proxy
+from pi_agent.fleet.room import Place, Room
+from pi_agent.fleet.sources import Network, client_behind
 from pi_agent.fleet.web import MAX_BODY, Answer, Request, oauth_refusal, too_large, too_slow
 
 if TYPE_CHECKING:
@@ -57,14 +56,12 @@ class Protocol(HttpToolsProtocol):
     """One connection. What stands here first is set once, before the server starts."""
 
     application: Application
-    max_connections = 10_000
-    address_connections = 2_000
+    room = Room(10_000, 2_000)
     header_seconds = 10.0
     body_seconds = 20.0
     proxies: Sequence[Network] = ()
 
-    neighbourhoods: ClassVar[Counter[str]] = Counter()  # of all connections, where they come from
-    neighbourhood = ""
+    place: Place | None = None  # taken before the handshake when there is one (``handshakes``)
     short: Short | None = None
     deaf = False  # whatever else the client sends on this connection is not looked at
     in_headers = False  # what is named now is a header; behind a body it is a trailer, which nobody wants
@@ -77,31 +74,20 @@ class Protocol(HttpToolsProtocol):
         peer = transport.get_extra_info("socket")
         if peer.family == socket.AF_UNIX:
             self.client = ("uid", peer_uid(peer))
-        elif not self.finds_room():
-            counters.count("pi_fleet_refused_connections_total")
-            transport.write(BUSY)
-            transport.close()
-            return
+        else:
+            self.place = self.place or self.room.take((self.client or ("", 0))[0])
+            if not self.place.is_free:
+                counters.count("pi_fleet_refused_connections_total")
+                transport.write(BUSY)
+                transport.close()
+                return
         self.await_headers()
 
     def connection_lost(self, exc: Exception | None) -> None:
         self.stop_waiting()
-        if self.neighbourhood:
-            self.neighbourhoods[self.neighbourhood] -= 1
-            if not self.neighbourhoods[self.neighbourhood]:
-                del self.neighbourhoods[self.neighbourhood]
+        if self.place is not None:
+            self.place.leave()
         super().connection_lost(exc)
-
-    def finds_room(self) -> bool:
-        """Whether one more connection is served. One host alone cannot take them all."""
-        host = (self.client or ("", 0))[0]
-        if not is_proxy(host, self.proxies):
-            self.neighbourhood = neighbourhood(host)
-            self.neighbourhoods[self.neighbourhood] += 1
-        return (
-            len(self.connections) <= self.max_connections
-            and self.neighbourhoods[self.neighbourhood] <= self.address_connections
-        )
 
     def data_received(self, data: bytes) -> None:
         super().data_received(data)

@@ -29,7 +29,9 @@ from pi_agent.errors import ConfigError
 from pi_agent.fleet import folder, logs
 from pi_agent.fleet import settings as fleet_settings
 from pi_agent.fleet.client import command
+from pi_agent.fleet.handshakes import Handshakes
 from pi_agent.fleet.protocol import Protocol
+from pi_agent.fleet.room import Room
 from pi_agent.fleet.settings import Settings
 from pi_agent.fleet.sources import networks
 from pi_agent.fleet.tls import load_certificate
@@ -68,12 +70,12 @@ class Server(uvicorn.Server):
             return Protocol(config=self.config, server_state=state, app_state={})
 
         # Not by uvicorn, which would give a TLS handshake a minute; and the local socket never speaks TLS.
-        tls = self.config.ssl
-        patience = Protocol.header_seconds if tls else None
-        self.servers += [
-            await loop.create_server(connection, sock=public, ssl=tls, ssl_handshake_timeout=patience, backlog=BACKLOG)
-            for public in sockets or []
-        ]
+        for public in sockets or []:
+            if self.config.ssl:
+                public.listen(BACKLOG)
+                self.servers.append(Handshakes(public, self.config.ssl, connection))  # type: ignore[arg-type]  # it is closed like one
+            else:
+                self.servers.append(await loop.create_server(connection, sock=public, backlog=BACKLOG))
         self.servers.append(await loop.create_server(connection, sock=self.local, backlog=BACKLOG))
         loop.add_signal_handler(signal.SIGHUP, self.reload)
         with contextlib.suppress(OSError):  # a log that is full or gone is no reason to serve nobody
@@ -131,10 +133,10 @@ def _sender() -> Sender:
 
 def _uvicorn(settings: Settings, application: Application) -> uvicorn.Config:
     Protocol.application = application
-    Protocol.max_connections = _allow_connections(settings.max_connections)
-    Protocol.address_connections = settings.address_connections
     Protocol.header_seconds, Protocol.body_seconds = settings.header_seconds, settings.body_seconds
     Protocol.proxies = networks(settings.trusted_proxy)
+    most = _allow_connections(settings.max_connections)
+    Protocol.room = Room(most, settings.address_connections, Protocol.proxies)
     config = uvicorn.Config(
         application,
         http=Protocol,
