@@ -17,7 +17,7 @@ from fleet.support import BOARD, Pi, ask, claims_of
 from pi_agent.fleet.asgi import Application
 from pi_agent.fleet.limits import Limit, Limits
 from pi_agent.fleet.models import AuditEvent, Device, UsedAssertion
-from pi_agent.fleet.tokens import Authority
+from pi_agent.fleet.tokens import Authority, load_authority
 
 
 def test_b21_the_second_use_is_refused(app: Application, pi: Pi) -> None:
@@ -115,6 +115,43 @@ def test_contacts_are_noted(app: Application, pi: Pi) -> None:
     Device.objects.update(refused_at=None, refused_reason="")
     assert ask(app, pi.form(Pi(client_id=pi.client_id).assertion())).status == 400
     assert Device.objects.get().refused_at is None, "a stranger can say nothing about a device"
+
+
+def test_b21_a_replay_is_no_refusal_of_the_device(app: Application, pi: Pi) -> None:
+    """Whoever sends an old assertion again writes nothing into the device that signed it."""
+    body = pi.form()
+    assert [ask(app, body).status for _ in range(2)] == [200, 400]
+    assert Device.objects.get().refused_at is None
+
+
+def test_what_cannot_be_used_is_noted_once_a_minute(app: Application, pi: Pi) -> None:
+    """An old assertion can be sent by anybody as often as they like; the disk does not learn of each."""
+    now = int(time.time())
+    for age, kept in ((30, True), (90, False)):
+        Device.objects.update(refused_at=now - age, refused_reason="before")
+        assert ask(app, pi.form(pi.assertion(iat=1, exp=61))).status == 400
+        assert (Device.objects.get().refused_reason == "before") is kept, age
+
+
+@pytest.mark.parametrize("status", ["pending", "quarantined", "revoked", "rejected"])
+def test_b19_another_board_is_an_alarm_for_approved_devices_only(app: Application, pi: Pi, status: str) -> None:
+    """For the others it would change nothing, and anybody with a revoked key could fill the log."""
+    body = pi.form(pi.assertion(board=BOARD | {"serial": "00000000deadbeef"}))
+    Device.objects.update(status=status)
+    assert ask(app, body).status == 400
+    assert (Device.objects.get().flag, AuditEvent.objects.filter(action="device.board-changed").count()) == ("", 0)
+
+
+def test_rs09_a_server_that_starts_in_the_past_hands_out_nothing(app: Application, pi: Pi) -> None:
+    """503 while its clock is behind the newest token in the database, also when this process has issued none yet."""
+    now = int(time.time())
+    Device.objects.update(auth_at=now + 3600)
+    late = Application(load_authority(SETTINGS, now=now))
+    try:
+        reply = ask(late, pi.form())
+        assert reply.status == 503 and "behind the newest token" in reply.json["error_description"]
+    finally:
+        late.close()
 
 
 @pytest.fixture

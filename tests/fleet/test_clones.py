@@ -276,6 +276,29 @@ def test_a_message_that_was_only_late_is_no_return(make: Make) -> None:
     assert no_alarm()
 
 
+def test_clocks_that_differ_by_less_than_a_minute_are_no_return(make: Make) -> None:
+    """The last word of a boot whose clock was half a minute ahead, heard after the next boot's first word, is only late."""
+    board = make()
+    held: list[tuple[Any, ...]] = []
+    real = board.network.post
+
+    def hold(*arguments: Any) -> Any:
+        held.append(arguments)
+        raise TransportError("it hangs somewhere", reason="timeout")
+
+    board.network.post = hold  # type: ignore[method-assign, assignment]  # as above
+    tick(board, 40)
+    board.refresh()
+    tick(board, -40)
+    board.network.post = real  # type: ignore[method-assign]  # as above
+    board.boot()
+    tick(board, 5)
+    assert board.refresh()["outcome"] == "token"
+    tick(board, 45)
+    assert real(*held[0]).status == 200
+    assert no_alarm()
+
+
 def test_two_networks_in_turn_are_one_board(make: Make) -> None:
     """A board that goes from one network to the other and back is in one place at a time, whatever its address."""
     board = make()

@@ -8,6 +8,7 @@ import socket
 import time
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import pytest
@@ -19,11 +20,13 @@ from fleet.support import BOARD, Pi, Reply, ask, exchange, register
 from pi_agent import jws
 from pi_agent.fleet import enrollment
 from pi_agent.fleet.asgi import Application
+from pi_agent.fleet.limits import Limit, Limits
 from pi_agent.fleet.models import AuditEvent, Device, DeviceKey, EnrollmentToken
 from pi_agent.fleet.tokens import Authority
 from pi_agent.jwk import public_key
 from pi_agent.oauth import JWT_BEARER
 
+RSA = rsa.generate_private_key(public_exponent=65537, key_size=2048)
 anything_goes = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
@@ -153,7 +156,6 @@ def ec_jwk(**changes: Any) -> dict[str, Any]:
     return public_key(ec.generate_private_key(ec.SECP256R1()).public_key()).jwk | changes
 
 
-RSA = rsa.generate_private_key(public_exponent=65537, key_size=2048)
 PUBLISHED = {  # RFC 7515 appendix A.3: its private half is printed there
     "kty": "EC",
     "crv": "P-256",
@@ -183,6 +185,37 @@ def test_f02_a_key_enrolls_once(app: Application) -> None:
     assert (first.status, second.status) == (201, 200)
     assert first.json == second.json
     assert (Device.objects.count(), DeviceKey.objects.count()) == (1, 1)
+
+
+@dataclass
+class RsaPi(Pi):
+    """A board whose key is good for two algorithms."""
+
+    key: Any = field(default_factory=lambda: RSA)
+    alg: str = "RS256"  # type: ignore[assignment]  # chosen here
+
+
+def test_b02_a_key_stays_with_the_algorithm_it_enrolled_with(app: Application) -> None:
+    """The same RSA key that comes back for PS256 is refused, and goes on with RS256."""
+    pi = RsaPi()
+    assert register(app, pi).status == 201
+    pi.alg = "PS256"
+    assert "enrolled for RS256" in register(app, pi).json["error_description"]
+    assert register(app, RsaPi()).status == 200
+
+
+def test_b29_registrations_of_an_address_are_limited(app: Application, authority: Authority) -> None:
+    """429 with Retry-After for a proof that would have to be checked, and nobody is enrolled."""
+    limits = Limits(requests=Limit(100, 1000), registrations=Limit(rate=0.01, burst=1), device=Limit(1, 10))
+    narrow = Application(replace(authority, limits=limits))
+    try:
+        assert register(narrow, Pi()).status == 201
+        reply = register(narrow, Pi())
+        assert (reply.status, reply.json["error"], int(reply.headers["retry-after"]) > 0) == (429, "slow_down", True)
+        assert Device.objects.count() == 1
+        assert nonce_of(narrow), "a question for a nonce costs nothing, so it is not counted"
+    finally:
+        narrow.close()
 
 
 def test_f02_a_retired_key_does_not_come_back(app: Application) -> None:
@@ -268,9 +301,9 @@ def test_f09_the_same_serial_with_another_key_waits(app: Application) -> None:
     assert register(app, second, token="the-token").json["status"] == "pending"
     device = Device.objects.get(client_id=second.client_id)
     assert device.flag == f"serial 00000000c0ffee01 is also enrolled as {first.client_id}"
-    assert EnrollmentToken.objects.get().uses_left == 1
     assert AuditEvent.objects.get(action="device.same-serial").device == second.client_id
     assert register(app, second, token="the-token").json["status"] == "pending"
+    assert EnrollmentToken.objects.get().uses_left == 1, "a token that approves nobody is not used up"
 
 
 def test_f09_the_serial_of_a_revoked_device_is_free(app: Application) -> None:

@@ -85,6 +85,34 @@ def test_a_request_may_want_something_else(server: LiveFleet, pi: Pi, lines: tup
             data += chunk
 
 
+@pytest.mark.parametrize("lines", [("Connection: close",), ("connection: keep-alive, Close",)])
+def test_a_client_that_wants_to_close_is_closed(server: LiveFleet, pi: Pi, lines: tuple[str, ...]) -> None:
+    """With its answer, which says so (RFC 9112 section 9.6); not after a time of waiting."""
+    with server.connect() as connection:
+        connection.sendall(post(pi.form(), *lines))
+        connection.settimeout(10)
+        data = b""
+        while chunk := connection.recv(65536):  # until the server ends it
+            data += chunk
+    assert b"access_token" in data and b"\r\nconnection: close\r\n" in data.lower()
+
+
+def test_the_bound_of_headers_is_that_of_one_request(server: LiveFleet, pi: Pi) -> None:
+    """A connection that is used again may bring more of them in all than one request may (64 KiB)."""
+    with server.connect() as connection:
+        for _ in range(10):
+            request = post(pi.form(), "X-Long: " + "x" * 9000)
+            connection.sendall(request[:9000])
+            time.sleep(0.05)  # so that its headers come in two pieces, and are waited for
+            connection.sendall(request[9000:])
+            connection.settimeout(5)
+            data = b""
+            while b"access_token" not in data:
+                chunk = connection.recv(65536)
+                assert chunk, data
+                data += chunk
+
+
 def test_http_1_0_is_answered_and_closed(server: LiveFleet, pi: Pi) -> None:
     """As it was in that version."""
     with server.connect() as connection:
