@@ -197,6 +197,38 @@ def test_a_parameter_that_is_not_there_is_refused(app: Application, pi: Pi, path
     assert "there is no parameter" in problem(reply, 400) and known in reply.json["hint"]
 
 
+@pytest.mark.parametrize("path", ["/devices?query=model:2b&query=model:3b", "/counts?by=model&by=memory"])
+def test_a_parameter_that_stands_twice_is_refused(app: Application, path: str) -> None:
+    """One of the two would have been passed over."""
+    assert "stands 2 times" in problem(get(app, path), 400)
+
+
+@pytest.mark.parametrize("body", [[], [None, None], "abc", 5, True, None])
+@pytest.mark.parametrize("path", ["/keys", "/sign-in-links", "/enrollment-tokens", "/devices/revoke"])
+def test_a_body_is_an_object(app: Application, path: str, body: Any) -> None:
+    """Anything else has no members, and would be taken for an object that leaves all of them out."""
+    before = AuditEvent.objects.count()
+    assert problem(post(app, path, body), 400) == "body: a JSON object is wanted"
+    assert AuditEvent.objects.count() == before
+
+
+def test_a_sign_in_link_is_for_somebody(app: Application) -> None:
+    """Nobody in particular is not the first admin."""
+    assert problem(post(app, "/sign-in-links", {}), 400).startswith("operator: ")
+
+
+@pytest.mark.parametrize("text", ["red \x1b[31m", "two\nlines", "\u202eback", "\x9b31m"])
+def test_free_text_can_be_seen(app: Application, text: str) -> None:
+    """As at the door for devices: what a terminal would act on, or what turns text around, is refused."""
+    jwk = Pi().public.jwk
+    for path, members in (
+        ("/tokens", {"operator": "ann", "note": text}),
+        ("/devices/add", {"jwk": jwk, "name": text}),
+        ("/preauthorisations", {"lines": [{"serial": "c0ffee01", "name": text}]}),
+    ):
+        assert "characters" in problem(post(app, path, members), 400)
+
+
 def test_the_path_of_a_device_is_no_parameter(app: Application, pi: Pi) -> None:
     """What a route takes from its path is not taken from the question."""
     problem(get(app, f"/devices/{pi.client_id}?device_id=x"), 400)

@@ -29,7 +29,7 @@ STATUSES: tuple[tuple[type[PiAgentError], int], ...] = (
     (ConflictError, 409),
 )
 
-WORDS = {"extra_forbidden": "there is no such member"}
+WORDS = {"extra_forbidden": "there is no such member", "model_attributes_type": "a JSON object is wanted"}
 
 api = NinjaAPI(
     title="pi-fleet",

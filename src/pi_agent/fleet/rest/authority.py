@@ -17,7 +17,7 @@ from pi_agent.fleet.audit import Event
 from pi_agent.fleet.clients import secret_hash
 from pi_agent.fleet.models import AccessRule, ResourceServer
 from pi_agent.fleet.registry import rfc3339
-from pi_agent.fleet.rest.common import Body, actor_of, needs, now
+from pi_agent.fleet.rest.common import Body, Printable, actor_of, needs, now
 from pi_agent.fleet.settings import current
 from pi_agent.fleet.signing import RingKey
 
@@ -54,7 +54,7 @@ class DeviceRequest(Body):
     """A device by its public key."""
 
     jwk: dict[str, Any]
-    name: str = Field("", max_length=64, pattern=r"^[^\x00-\x1f\x7f]*$")
+    name: Printable = Field("", max_length=64)
     serial: Hex | None = None
     revision: Hex | None = None
     approve: bool = False

@@ -12,16 +12,17 @@ import hashlib
 import inspect
 import secrets
 import time
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Collection
+from typing import Annotated, Any
 
 from django.db import IntegrityError, transaction
-from django.http import HttpRequest, HttpResponse, JsonResponse
+from django.http import HttpRequest, HttpResponse, JsonResponse, QueryDict
 from ninja import Schema
 from ninja.errors import HttpError
 from ninja.security.base import AuthBase
 from ninja.utils import check_csrf
-from pydantic import ConfigDict
+from pydantic import AfterValidator, ConfigDict
+from pydantic_core import PydanticCustomError
 
 from pi_agent.errors import UsageError
 from pi_agent.fleet import access, audit
@@ -45,6 +46,15 @@ class Body(Schema):
     """What comes with a change. A member that it does not have is refused: a misspelt ``query`` would ask for all devices."""
 
     model_config = ConfigDict(extra="forbid")
+
+
+def _printable(text: str) -> str:
+    if not text.isprintable():
+        raise PydanticCustomError("unprintable", "only characters that can be seen, and spaces")
+    return text
+
+
+Printable = Annotated[str, AfterValidator(_printable)]  # free text: it is shown on terminals, as a device's name is
 
 
 def now() -> int:
@@ -122,13 +132,20 @@ def strict(view: View) -> View:
 
     @functools.wraps(view)
     def ask(request: HttpRequest, **values: Any) -> Any:
-        known = [name for name in names if name not in request.resolver_match.kwargs]
-        if unknown := next((name for name in request.GET if name not in known), None):
-            hint = f"there {'is' if len(known) == 1 else 'are'}: {', '.join(known)}" if known else "there are none here"
-            raise UsageError(f"there is no parameter {unknown[:64]!r}", hint=hint)
+        check_parameters(request.GET, [name for name in names if name not in request.resolver_match.kwargs])  # type: ignore[union-attr]  # it was found
         return view(request, **values)
 
     return ask
+
+
+def check_parameters(given: QueryDict, known: Collection[str]) -> None:
+    """Raise UsageError for a parameter that is not ``known``, and for one that stands twice: which one was meant?"""
+    for name, values in given.lists():
+        if name not in known:
+            hint = f"there {'is' if len(known) == 1 else 'are'}: {', '.join(known)}" if known else "there are none here"
+            raise UsageError(f"there is no parameter {name[:64]!r}", hint=hint)
+        if len(values) > 1:
+            raise UsageError(f"the parameter {name!r} stands {len(values)} times", hint="send it once")
 
 
 # Around each answer.

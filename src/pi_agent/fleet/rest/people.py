@@ -14,7 +14,7 @@ from pi_agent.fleet import access, audit, enrolling, signin, webhooks
 from pi_agent.fleet.audit import Event
 from pi_agent.fleet.models import Delivery, Operator, OperatorToken, Webhook
 from pi_agent.fleet.registry import rfc3339
-from pi_agent.fleet.rest.common import Body, actor_of, needs, now
+from pi_agent.fleet.rest.common import Body, Printable, actor_of, needs, now
 from pi_agent.fleet.settings import current
 
 router = Router(tags=["operators"])
@@ -34,7 +34,7 @@ class EnrollmentTokenRequest(Body):
 class LinkRequest(Body):
     """A sign-in link; somebody who is no operator yet needs a ``role``."""
 
-    operator: Name = access.FIRST
+    operator: Name
     role: Role | None = None
 
 
@@ -48,7 +48,7 @@ class OperatorTokenRequest(Body):
     operator: Name
     role: Role = "reader"
     ttl: int = Field(90 * 86400, ge=60, le=access.MAX_TOKEN_SECONDS)
-    note: str = Field("", max_length=64)
+    note: Printable = Field("", max_length=64)
 
 
 class WebhookRequest(Body):
