@@ -297,6 +297,26 @@ def test_a_method_that_an_address_does_not_have_is_a_problem_too(app: Applicatio
     assert set(reply.headers["allow"].split(", ")) >= {"GET", "PUT", "DELETE"}
 
 
+@pytest.mark.parametrize("path", ["/devices?limit=1", "/devices.csv", "/views", "/devices/nobody"])
+def test_head_is_get_without_the_content(app: Application, pi: Pi, path: str) -> None:
+    """The same status and headers; of an export, nothing is read."""
+    whole, head = (
+        exchange(app, method, f"/api/v1{path}", headers={"host": "localhost"}, client=ME) for method in ("GET", "HEAD")
+    )
+    passing = ("x-request-id", "content-length")
+    shown, told = ({name: one.headers[name] for name in one.headers if name not in passing} for one in (whole, head))
+    assert (head.status, head.body, told) == (whole.status, b"", shown)
+    assert head.headers.get("content-length") == whole.headers.get("content-length")
+
+
+@pytest.mark.parametrize("path", ["/api/v1/devices/revoke", "/sd/prometheus"])
+def test_a_body_that_is_too_large_is_a_problem_too(app: Application, path: str) -> None:
+    """Programs read one kind of refusal; OAuth has its own."""
+    assert "larger than" in problem(exchange(app, "POST", path, b"x" * 70_000, {"host": "localhost"}, ME), 413)
+    refusal = exchange(app, "POST", "/oauth/register", b"x" * 70_000, {"host": "localhost"}, ME)
+    assert (refusal.status, refusal.json["error"]) == (413, "invalid_request")
+
+
 @pytest.mark.parametrize("path", ["/devices/\0", "/views/\0", "/suggestions?query=name:%00", "/devices?query=%00"])
 def test_m08_a_nul_is_refused_before_the_database_is(app: Application, path: str) -> None:
     """PostgreSQL takes none in a text: found by asking for every operation there, where it was a 503."""

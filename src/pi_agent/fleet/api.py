@@ -14,20 +14,10 @@ from django.http import HttpRequest, HttpResponse
 from ninja import NinjaAPI
 from ninja.errors import AuthenticationError, HttpError, ValidationError
 
-from pi_agent.errors import ConflictError, PiAgentError, QueryError, UnknownDeviceError, UsageError
-from pi_agent.fleet.access import ForbiddenError
-from pi_agent.fleet.changes import StaleError
+from pi_agent.errors import PiAgentError
 from pi_agent.fleet.rest import authority, devices, enrolling, log, people
-from pi_agent.fleet.rest.common import Needs, TooOftenError, around, problem, strict
-
-STATUSES: tuple[tuple[type[PiAgentError], int], ...] = (
-    (QueryError, 400),
-    (UsageError, 400),
-    (ForbiddenError, 403),
-    (UnknownDeviceError, 404),
-    (StaleError, 412),
-    (ConflictError, 409),
-)
+from pi_agent.fleet.rest.common import Needs, TooOftenError, around, strict
+from pi_agent.fleet.rest.problems import problem, refusal, stranger
 
 WORDS = {"extra_forbidden": "there is no such member", "model_attributes_type": "a JSON object is wanted"}
 
@@ -47,9 +37,7 @@ for part in (authority, devices, enrolling, log, people):
 
 @api.exception_handler(PiAgentError)
 def _on_error(request: HttpRequest, error: PiAgentError) -> HttpResponse:
-    status = next((status for kind, status in STATUSES if isinstance(error, kind)), 500)
-    where = {"position": error.position, "suggestion": error.suggestion} if isinstance(error, QueryError) else {}
-    return problem(status, str(error), hint=error.hint, **where)
+    return refusal(error)
 
 
 @api.exception_handler(DataError)
@@ -65,14 +53,7 @@ def _on_database(request: HttpRequest, error: DatabaseError) -> HttpResponse:
 
 @api.exception_handler(AuthenticationError)
 def _on_stranger(request: HttpRequest, error: AuthenticationError) -> HttpResponse:
-    if "Authorization" in request.headers:
-        response = problem(
-            401, "the operator token is not known, or is over", hint="on the server: pi-fleet token make NAME"
-        )
-    else:
-        response = problem(401, "sign in first", hint="pi-fleet sign-in-link on the server, or an operator token")
-    response["WWW-Authenticate"] = 'Bearer realm="pi-fleet"'
-    return response
+    return stranger(request)
 
 
 @api.exception_handler(TooOftenError)

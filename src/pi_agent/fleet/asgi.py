@@ -21,6 +21,7 @@ from pi_agent.errors import OAuthError
 from pi_agent.fleet import counters, database, enrollment, health, introspection, rotation
 from pi_agent.fleet.clerk import BUG, FAILED, MAX_WAITING, Clerk, log
 from pi_agent.fleet.pages import static_files
+from pi_agent.fleet.rest import PROGRAMS
 from pi_agent.fleet.sources import client_behind, networks
 from pi_agent.fleet.threaded import Threaded, close_pool
 from pi_agent.fleet.tokens import Authority, load_authority
@@ -31,6 +32,7 @@ from pi_agent.fleet.web import (
     Request,
     json_answer,
     oauth_refusal,
+    problem_answer,
     too_large,
     too_slow,
     try_again,
@@ -93,7 +95,8 @@ class Application:
         try:
             body = await read_body(headers, receive, self.authority.settings.body_seconds)
         except OAuthError as error:
-            return await reply(send, oauth_refusal(error), method, close=True)
+            refused = problem_answer(error) if path.startswith(PROGRAMS) else oauth_refusal(error)
+            return await reply(send, refused, method, close=True)
         if path == "/oauth/token":
             return await reply(send, await self.clerk.answer(self._request(scope, headers, body)), method)
         if path in self.reading:

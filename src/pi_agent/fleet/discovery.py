@@ -16,28 +16,27 @@ from django.views.decorators.http import require_GET
 
 from pi_agent.errors import PiAgentError, UsageError
 from pi_agent.fleet import access, export, views
+from pi_agent.fleet.rest.common import check_parameters
+from pi_agent.fleet.rest.problems import refusal, stranger
 
-PARAMETERS = {"q": "status:approved", "port": "9100", "suffix": ""}
+PARAMETERS = {"query": "status:approved", "port": "9100", "suffix": ""}
 COLUMNS = ("id", "name", "model", "memory", "serial", "soc", "status", "late", "key", "agent", "tag")
 HOST = re.compile(r"[A-Za-z0-9]([A-Za-z0-9.-]{0,61}[A-Za-z0-9])?", re.ASCII)
+PORT = re.compile(r"[1-9][0-9]{0,4}", re.ASCII)
 SUFFIX = re.compile(r"(\.[A-Za-z0-9-]{1,63}){0,8}", re.ASCII)
 
 
 @require_GET
 def prometheus(request: HttpRequest) -> HttpResponse:
-    """``/sd/prometheus?q=QUERY&port=9100&suffix=.lan``, for an operator token of a reader (``authorization`` in http_sd_configs)."""
+    """``/sd/prometheus?query=QUERY&port=9100&suffix=.lan``, for an operator token of a reader (``authorization`` in http_sd_configs)."""
     now = int(time.time())
-    caller = access.caller_of(request, now)
-    if caller is None:
-        headers = {"WWW-Authenticate": 'Bearer realm="pi-fleet"'}
-        return JsonResponse({"detail": "an operator token is wanted"}, status=401, headers=headers)
-    asked = PARAMETERS | request.GET.dict()
+    if access.caller_of(request, now) is None:
+        return stranger(request)
     try:
-        if unknown := next((name for name in asked if name not in PARAMETERS), None):
-            raise UsageError(f"there is no parameter {unknown[:64]!r}", hint=f"there are: {', '.join(PARAMETERS)}")
-        found = targets(asked["q"], asked["port"], asked["suffix"], now=now)
+        check_parameters(request.GET, PARAMETERS)
+        found = targets(**(PARAMETERS | request.GET.dict()), now=now)
     except PiAgentError as error:
-        return JsonResponse({"detail": str(error), "hint": error.hint}, status=400)
+        return refusal(error)
     return JsonResponse(found, safe=False)
 
 
@@ -46,7 +45,7 @@ prometheus.role = prometheus.change = "reader"  # type: ignore[attr-defined]  # 
 
 def targets(query: str, port: str, suffix: str, *, now: int) -> list[dict[str, Any]]:
     """The targets with their labels. Raises QueryError or UsageError."""
-    if not port.isascii() or not port.isdigit() or not 1 <= int(port[:6]) <= 65535 or not SUFFIX.fullmatch(suffix):
+    if not PORT.fullmatch(port) or int(port) > 65535 or not SUFFIX.fullmatch(suffix):
         raise UsageError("a port is 1 to 65535, and a suffix is like .lan")
     text = "".join(export.lines("jsonl", views.expand(query), columns=",".join(COLUMNS), sort="name", now=now))
     return [_target(json.loads(line), port, suffix) for line in text.splitlines()]

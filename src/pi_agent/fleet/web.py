@@ -64,6 +64,12 @@ def oauth_refusal(error: OAuthError, **more: str) -> Answer:
     return json_answer(error.status, error_answer(error) | more, headers, outcome=error.error)
 
 
+def problem_answer(error: OAuthError) -> Answer:
+    """The same refusal as problem details (RFC 9457), for who did not ask by OAuth."""
+    members = {"type": "about:blank", "status": error.status, "detail": error.description}
+    return json_answer(error.status, members, {**NO_STORE, "content-type": "application/problem+json"})
+
+
 def try_again(description: str, *, status: int = 503, error: str = "temporarily_unavailable") -> OAuthError:
     """The server cannot serve this now. The wait is random, so that those who were sent away do not return together."""
     wait = random.choice(RETRY_SPREAD)  # noqa: S311  # a spread, not a secret

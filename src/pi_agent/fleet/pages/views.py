@@ -6,7 +6,8 @@ from django.http import HttpRequest, HttpResponse
 from django.shortcuts import redirect
 from django.template.loader import render_to_string
 
-from pi_agent.fleet.rest.common import problem
+from pi_agent.fleet.rest import PROGRAMS
+from pi_agent.fleet.rest.problems import problem
 
 
 def home(request: HttpRequest) -> HttpResponse:
@@ -27,7 +28,7 @@ ERRORS = {
 def error_page(request: HttpRequest, status: int) -> HttpResponse:
     """A page for people, problem details for programs."""
     title, words = ERRORS[status]
-    if request.path.startswith("/api/"):
+    if request.path.startswith(PROGRAMS):
         return problem(status, title, hint="/api/v1/openapi.json says what there is" if status == 404 else None)
     return HttpResponse(render_to_string("error.html", {"title": title, "words": words}), status=status)
 

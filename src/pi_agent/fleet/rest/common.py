@@ -16,7 +16,7 @@ from collections.abc import Callable, Collection
 from typing import Annotated, Any
 
 from django.db import IntegrityError, transaction
-from django.http import HttpRequest, HttpResponse, JsonResponse, QueryDict
+from django.http import HttpRequest, HttpResponse, QueryDict
 from ninja import Schema
 from ninja.errors import HttpError
 from ninja.security.base import AuthBase
@@ -31,6 +31,7 @@ from pi_agent.fleet.asgi import source_of
 from pi_agent.fleet.audit import Actor, Event
 from pi_agent.fleet.models import RememberedAnswer
 from pi_agent.fleet.rates import Rate
+from pi_agent.fleet.rest.problems import problem
 from pi_agent.fleet.settings import current
 
 SAFE = ("GET", "HEAD", "OPTIONS")
@@ -228,10 +229,3 @@ def _again(known: RememberedAnswer, asked: str) -> HttpResponse:
         return problem(422, "this Idempotency-Key was used for another request", hint="choose a new one")
     media = "application/json" if known.status < 400 else "application/problem+json"
     return HttpResponse(known.body, status=known.status, content_type=media, headers={"Idempotency-Replayed": "true"})
-
-
-def problem(status: int, detail: str, **more: object) -> HttpResponse:
-    """Problem details (RFC 9457)."""
-    members = {"type": "about:blank", "status": status, "detail": detail} | more
-    known = {name: value for name, value in members.items() if value is not None}
-    return JsonResponse(known, status=status, content_type="application/problem+json")
