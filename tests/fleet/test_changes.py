@@ -9,9 +9,10 @@ import time
 from typing import Any
 
 import pytest
+from django.db import OperationalError, connection
 
 from fleet.support import Reply, exchange
-from pi_agent.fleet import access, audit, output
+from pi_agent.fleet import access, audit, changes, database, output
 from pi_agent.fleet.asgi import Application
 from pi_agent.fleet.audit import Actor
 from pi_agent.fleet.models import AuditEvent, Device, DeviceTag
@@ -165,12 +166,84 @@ def test_tags_are_given_and_taken(app: Application) -> None:
         {"add": ["a\nb"]},
         {"add": [" x"]},
         {},
-        {"add": ["x"], "remove": ["X"]},
+        {"add": ["x"], "remove": ["x"]},
+        {"add": ["a,b"]},
+        {"add": ["-lab"]},
         {"add": ["x" * 65]},
     ]
     for bad in wrong:
         assert post(app, "tag", query="id:*", max=2, reason="x", **bad).status == 400
+        assert post(app, "tag", query="id:*", dry_run=True, **bad).status == 400, "the preview says so, too"
     assert audit.verify() is None
+
+
+def test_only_what_becomes_of_tags_is_logged(app: Application) -> None:
+    """A tag that is there already is not given, one that is not there is not taken; the preview knows."""
+    one, two = devices(2)
+    DeviceTag.objects.create(device=one, tag="Kiosk", tag_key="kiosk")
+    wish = {"query": "id:*", "add": ["kiosk"], "remove": ["absent"], "reason": "x"}
+    shown = post(app, "tag", **wish, dry_run=True).json
+    done = post(app, "tag", **wish, max=2).json
+    assert [each["id"] for answer in (shown, done) for each in answer["changed"]] == [two.client_id] * 2
+    assert (done["matched"], done["count"], done["stays"]) == (2, 1, {"pending": 1})
+    assert json.loads(AuditEvent.objects.get(action="device.tag").detail)["removed"] == []
+    assert post(app, "tag", **wish, max=2).json["count"] == 0
+    assert AuditEvent.objects.filter(action="device.tag").count() == 1
+
+
+def test_a_tag_can_be_written_in_another_way(app: Application) -> None:
+    """The same tag given and taken, but for its case, is written as it is given."""
+    (one,) = devices(1)
+    DeviceTag.objects.create(device=one, tag="Kiosk", tag_key="kiosk")
+    done = post(app, "tag", query="id:*", add=["kiosk"], remove=["Kiosk"], reason="x").json
+    assert (done["count"], DeviceTag.objects.get().tag) == (1, "kiosk")
+    assert post(app, "tag", query="id:*", add=["kiosk"], remove=["Kiosk"], reason="x").json["count"] == 0
+
+
+def test_many_are_changed_in_steps(app: Application, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Between two of them everybody else can write, and what they did stays."""
+    monkeypatch.setattr(changes, "BATCH", 2)
+    last = sorted(devices(5), key=lambda device: device.client_id)[-1]
+    waits = []
+
+    def somebody_else(since: float, share: int) -> None:
+        assert not connection.in_atomic_block
+        waits.append(Device.objects.filter(pk=last.pk).update(status="revoked"))
+
+    monkeypatch.setattr(database, "give_way", somebody_else)
+    done = post(app, "approve", query="id:*", max=5, reason="all").json
+    assert (done["matched"], done["count"], len(done["changed"]), done["stays"]) == (5, 4, 4, {"revoked": 1})
+    assert (len(waits), Device.objects.filter(status="approved").count()) == (2, 4)
+    assert AuditEvent.objects.filter(action="device.approve").count() == 4 and audit.verify() is None
+
+
+def test_a_change_that_the_database_ends_says_how_far_it_came(
+    app: Application, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What was done by then is done, and told; the others are as they were."""
+    monkeypatch.setattr(changes, "BATCH", 2)
+    devices(5)
+
+    def fail(since: float, share: int) -> None:
+        raise OperationalError("the disk is full")
+
+    monkeypatch.setattr(database, "give_way", fail)
+    reply = post(app, "approve", query="id:*", max=5, reason="all")
+    assert reply.status == 409 and "when 2 of 5 devices were approved" in reply.json["detail"]
+    assert Device.objects.filter(status="approved").count() == 2
+
+
+def test_what_is_done_once_is_done_in_one_step(app: Application, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Under an Idempotency-Key a change is whole or not there, so it is of a thousand devices at most."""
+    monkeypatch.setattr(changes, "BATCH", 2)
+    monkeypatch.setattr(changes, "MAX_IDS", 3)
+    devices(4)
+    key = {"idempotency-key": "k1"}
+    reply = post(app, "approve", key, query="id:*", max=4, reason="all")
+    assert reply.status == 409 and "Idempotency-Key" in reply.json["detail"]
+    names = list(Device.objects.values_list("client_id", flat=True))[:3]
+    assert post(app, "approve", {"idempotency-key": "k2"}, ids=names, reason="all").json["count"] == 3
+    assert Device.objects.filter(status="approved").count() == 3
 
 
 def test_c02_who_turns_a_device_away_is_told_how_long_its_last_token_works(app: Application) -> None:

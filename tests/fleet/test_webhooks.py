@@ -17,9 +17,10 @@ import pytest
 
 from fleet.support import Pi, register
 from pi_agent.errors import ConflictError, UsageError
-from pi_agent.fleet import webhooks
+from pi_agent.fleet import changes, webhooks
 from pi_agent.fleet.asgi import Application
-from pi_agent.fleet.models import Delivery
+from pi_agent.fleet.audit import Actor, Event
+from pi_agent.fleet.models import AuditEvent, Delivery
 
 NOW = 1_795_221_900
 
@@ -106,7 +107,7 @@ def test_who_does_not_answer_is_asked_again_and_not_for_ever(app: Application, r
     """Later each time; after the last try it is over, and the error stays to be seen."""
     webhooks.add(receiver.url, [], by="ann", now=NOW)
     receiver.status = 500
-    webhooks.queue("device.revoke", "pi-1", {"reason": "x"}, actor="ann", now=NOW)
+    webhooks.queue([Event("device.revoke", "pi-1", detail={"reason": "x"})], actor="ann", now=NOW)
     at, tries = NOW, 0
     while (row := Delivery.objects.get()).next_at is not None:
         assert row.next_at >= at
@@ -114,6 +115,18 @@ def test_who_does_not_answer_is_asked_again_and_not_for_ever(app: Application, r
         webhooks.deliver(at, webhooks.post_once)
         tries += 1
     assert (tries, len(receiver.got), Delivery.objects.get().error) == (11, 11, "answered 500")
+
+
+def test_what_was_refused_did_not_happen(app: Application, receiver: Receiver) -> None:
+    """An action that was turned down is in the audit log, and nobody is told of it."""
+    webhooks.add(receiver.url, [], by="ann", now=NOW)
+    chosen = changes.Chosen("id:*", most=0)
+    for pi in (Pi(board=None), Pi(board=None)):
+        register(app, pi)
+    before = Delivery.objects.count()
+    with pytest.raises(ConflictError):
+        changes.act("revoke", chosen, reason="x", actor=Actor("ann", "test"), now=NOW)
+    assert (AuditEvent.objects.filter(result="refused").count(), Delivery.objects.count()) == (1, before)
 
 
 def test_an_address_that_cannot_be_asked_is_one_that_failed(app: Application) -> None:
@@ -128,7 +141,7 @@ def test_no_redirect_is_followed(app: Application, receiver: Receiver) -> None:
     """A 307 would carry the event to another host; it counts as a failure."""
     webhooks.add(receiver.url, [], by="ann", now=NOW)
     receiver.status = 307
-    webhooks.queue("device.revoke", "pi-1", {}, actor="ann", now=NOW)
+    webhooks.queue([Event("device.revoke", "pi-1")], actor="ann", now=NOW)
     assert webhooks.deliver(NOW, webhooks.post_once) == 0
     assert len(receiver.got) == 1
 

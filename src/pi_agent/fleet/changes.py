@@ -1,28 +1,33 @@
 """What operators do to devices: many at once, and never more than they were shown.
 
-A change is chosen by a query, or by ids, and happens in one transaction with an audit line for each device. It is held
-three ways: by ``most``, the number of devices the operator expects; by ``selection``, which a preview gives and which
-names exactly the devices it showed and how they stood; and by ``version``, the state of a single device as it was read.
-What does not hold is a ConflictError, and an audit line of its own. Devices that are past an action stay as they are.
+A change is chosen by a query, or by ids, and has an audit line for each device. It is held three ways: by ``most``, the
+number of devices the operator expects; by ``selection``, which a preview gives and which names exactly the devices it
+showed and how they stood; and by ``version``, the state of a single device as it was read. What does not hold is a
+ConflictError, and an audit line of its own. Devices that are past an action stay as they are.
+
+All of that holds for the moment in which a change begins. Up to BATCH devices are changed in that transaction, more of
+them in one transaction after the other, so that nobody's token has to wait for them all.
 """
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
+import operator
+import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import islice
 from typing import Any
 
-from django.db import transaction
-from django.db.models import Count, Max, QuerySet
+from django.db import DatabaseError, connection, transaction
+from django.db.models import Count, Exists, Max, OuterRef, Q, QuerySet
 
 from pi_agent import query as query_language
 from pi_agent.catalogue import fold
 from pi_agent.errors import ConflictError, QueryError, UsageError
-from pi_agent.fleet import audit
+from pi_agent.fleet import audit, database
 from pi_agent.fleet.audit import Actor, Event
 from pi_agent.fleet.models import Device, DeviceTag, with_parts
 from pi_agent.fleet.selection import condition
@@ -149,24 +154,24 @@ def version(device: Device) -> str:
 def preview(name: str, chosen: Chosen, *, now: int) -> Change:
     """What an action would do now. Raises as ``act`` does, and changes nothing."""
     action = _action(name)
-    target = chosen.resolve(now)
-    willing = target.rows.filter(status__in=action.sources)
-    shown = with_parts(willing[:MAX_SHOWN])
+    return _preview(action.target, chosen.resolve(now), lambda rows: rows.filter(status__in=action.sources))
+
+
+def preview_rotation(chosen: Chosen, *, now: int) -> Change:
+    """Which devices ``rotate_keys`` would ask. Raises as it does."""
+    return _preview(ROTATION, chosen.resolve(now), lambda rows: rows)
+
+
+def _preview(what: str, target: Target, narrow: Callable[[QuerySet[Device]], QuerySet[Device]]) -> Change:
+    willing = narrow(target.rows)
+    shown, matched = with_parts(willing[:MAX_SHOWN]), target.rows.count()
     count = len(shown) if len(shown) < MAX_SHOWN else willing.count()
-    until = willing.aggregate(last=Max("token_until"))["last"] if action.target in TURNED_AWAY else None
-    matched = target.rows.count()
-    others = (
-        target.rows.exclude(status__in=action.sources).order_by("status") if matched > count else Device.objects.none()
-    )
-    stays = dict(others.values_list("status").annotate(number=Count("*")))
-    return Change(target.meaning, action.target, matched, count, shown, target.selection(), until, stays)
-
-
-def preview_of_any(what: str, chosen: Chosen, *, now: int) -> Change:
-    """Which devices would be changed by what can be done to a device in any status."""
-    target = chosen.resolve(now)
-    shown, count = with_parts(target.rows[:MAX_SHOWN]), target.rows.count()
-    return Change(target.meaning, what, count, count, shown, target.selection())
+    until = willing.aggregate(last=Max("token_until"))["last"] if what in TURNED_AWAY else None
+    stays: dict[str, int] = {}
+    if matched > count:
+        rest = target.rows.exclude(pk__in=willing.order_by().values("pk")).order_by("status")
+        stays = dict(rest.values_list("status").annotate(number=Count("*")))
+    return Change(target.meaning, what, matched, count, shown, target.selection(), until, stays)
 
 
 def act(name: str, chosen: Chosen, *, reason: str, actor: Actor, now: int) -> Change:
@@ -179,8 +184,7 @@ def act(name: str, chosen: Chosen, *, reason: str, actor: Actor, now: int) -> Ch
         willing = [row for row in rows if row.status in action.sources]
         values: dict[str, Any] = {"status": action.target, "status_reason": reason}
         values |= {"flag": ""} if action.target == "approved" else {"due_at": None}  # somebody has looked twice
-        for batch in _batches(willing):
-            Device.objects.filter(pk__in=[row.pk for row in batch]).update(**values)
+        Device.objects.filter(pk__in=[row.pk for row in willing]).update(**values)
         return willing, [{"from": row.status, "to": action.target, "reason": reason} for row in willing]
 
     return _change(f"device.{name}", action.target, chosen, edit, actor=actor, now=now)
@@ -192,40 +196,80 @@ def rotate_keys(chosen: Chosen, *, reason: str, actor: Actor, now: int) -> Chang
         raise UsageError("an action needs a reason", hint="say why, with --reason; it is kept in the audit log")
 
     def edit(rows: list[Device]) -> tuple[list[Device], list[dict[str, object]]]:
-        for batch in _batches(rows):
-            Device.objects.filter(pk__in=[row.pk for row in batch]).update(rotation_at=now)
+        Device.objects.filter(pk__in=[row.pk for row in rows]).update(rotation_at=now)
         return rows, [{"reason": reason}] * len(rows)
 
     return _change("device.rotate-key", ROTATION, chosen, edit, actor=actor, now=now)
 
 
+@dataclass(frozen=True, slots=True)
+class Tags:
+    """Tags to give and to take away, each as it is compared and as it is written."""
+
+    new: Mapping[str, str]
+    old: Mapping[str, str]
+
+    @staticmethod
+    def of(add: Iterable[str], remove: Iterable[str]) -> Tags:
+        """Raises UsageError. One that is in both is written in another way from now on, such as kiosk for Kiosk."""
+        add, remove = list(add), list(remove)
+        if any("," in text or text[:1] in ("+", "-") for text in add):
+            raise UsageError(
+                "a tag has no comma, and does not begin with + or -", hint="pi-fleet tag QUERY +kiosk -lab"
+            )
+        new, old = ({fold("tag", one): one for one in map(_tag, texts)} for texts in (add, remove))
+        if (not new and not old) or set(add) & set(remove):
+            raise UsageError(
+                "name tags to add or to remove, and none of them twice", hint="pi-fleet tag QUERY +kiosk -lab"
+            )
+        return Tags(new, old)
+
+    def missing(self, rows: QuerySet[Device]) -> QuerySet[Device]:
+        """Those devices that do not have their tags yet as they shall be."""
+        of_device = DeviceTag.objects.filter(device=OuterRef("pk"))
+        wrong = [Q(Exists(of_device.filter(tag_key=key).exclude(tag=self.new.get(key)))) for key in self.old]
+        wrong += [~Q(Exists(of_device.filter(tag_key=key))) for key in self.new]
+        return rows.filter(functools.reduce(operator.or_, wrong))
+
+    def change(self, row: Device) -> tuple[list[str], list[str]]:
+        """What one device is given, and what is taken from it."""
+        removed = [tag for tag in row.tag_names if (key := fold("tag", tag)) in self.old and self.new.get(key) != tag]
+        kept = {fold("tag", tag) for tag in row.tag_names if tag not in removed}
+        return [text for key, text in self.new.items() if key not in kept], removed
+
+
 def tag(chosen: Chosen, *, add: Iterable[str], remove: Iterable[str], reason: str, actor: Actor, now: int) -> Change:
     """Give tags to devices and take others away. Raises as ``act`` does."""
-    new, old = ({fold("tag", one): one for one in map(_tag, texts)} for texts in (add, remove))
-    if (not new and not old) or new.keys() & old.keys():
-        raise UsageError("name tags to add or to remove, and none of them twice", hint="pi-fleet tag QUERY +kiosk -lab")
+    tags = Tags.of(add, remove)
 
     def edit(rows: list[Device]) -> tuple[list[Device], list[dict[str, object]]]:
-        for batch in _batches(rows):
-            _retag([row.pk for row in batch], new, old)
-        for row in rows:
+        found = [(row, *tags.change(row)) for row in rows]
+        willing = [(row, added, removed) for row, added, removed in found if added or removed]
+        DeviceTag.objects.filter(
+            device__in=[row.pk for row, _, removed in willing if removed], tag_key__in=tags.old
+        ).exclude(tag__in=tags.new.values()).delete()
+        given = [(row, text) for row, added, _ in willing for text in added]
+        DeviceTag.objects.bulk_create(
+            [DeviceTag(device=row, tag=text, tag_key=fold("tag", text)) for row, text in given], ignore_conflicts=True
+        )
+        for row, _, _ in willing:
             del row.tag_names  # they are asked for again
-        detail: dict[str, object] = {"added": list(new.values()), "removed": list(old.values()), "reason": reason}
-        return rows, [detail] * len(rows)
+        return [row for row, _, _ in willing], [
+            {"added": added, "removed": removed, "reason": reason} for _, added, removed in willing
+        ]
 
     return _change("device.tag", TAGGED, chosen, edit, actor=actor, now=now)
+
+
+def preview_tag(chosen: Chosen, *, add: Iterable[str], remove: Iterable[str], now: int) -> Change:
+    """Which devices ``tag`` would change. Raises as it does."""
+    return _preview(TAGGED, chosen.resolve(now), Tags.of(add, remove).missing)
 
 
 def _tag(text: str) -> str:
     if not text or not text.isprintable() or len(text) > MAX_TAG or text != text.strip():
         raise UsageError(f"a tag is 1 to {MAX_TAG} printable characters")
     return text
-
-
-def _retag(keys: list[int], new: dict[str, str], old: dict[str, str]) -> None:
-    DeviceTag.objects.filter(device__in=keys, tag_key__in=old).delete()
-    rows = [DeviceTag(device_id=key, tag=text, tag_key=folded) for key in keys for folded, text in new.items()]
-    DeviceTag.objects.bulk_create(rows, ignore_conflicts=True)
 
 
 def _action(name: str) -> Action:
@@ -239,23 +283,65 @@ Edit = Callable[[list[Device]], tuple[list[Device], list[dict[str, object]]]]
 
 def _change(event: str, what: str, chosen: Chosen, edit: Edit, *, actor: Actor, now: int) -> Change:
     target = chosen.resolve(now)
+    done = _Tally()
+    one_step = connection.in_atomic_block
+
+    def step(keys: Sequence[int]) -> None:
+        rows = with_parts(Device.objects.filter(pk__in=keys).order_by("client_id").select_for_update())
+        changed, details = edit(rows)
+        events = [Event(event, row.client_id, detail=detail) for row, detail in zip(changed, details, strict=True)]
+        audit.record(events, actor=actor, now=now)
+        done.add(rows, changed)
+
+    begun = time.monotonic()
     try:
         with transaction.atomic():
-            rows = _hold(target, chosen)
-            changed, details = edit(rows)
-            events = [Event(event, row.client_id, detail=detail) for row, detail in zip(changed, details, strict=True)]
-            audit.record(events, actor=actor, now=now)
+            keys = _hold(target, chosen)
+            if one_step and len(keys) > MAX_IDS:
+                raise ConflictError(
+                    f"{len(keys)} devices are changed in steps, which an Idempotency-Key cannot make one",
+                    hint=f"leave it out, or name the devices by ids, at most {MAX_IDS} at a time",
+                )
+            step(keys[:BATCH])
     except ConflictError as error:
         detail = {"query": target.text[:500], "max": chosen.most, "why": str(error)}
         audit.record([Event(event, "", "refused", detail)], actor=actor, now=now)
         raise
-    until = max((row.token_until or 0 for row in changed), default=0) if what in TURNED_AWAY else 0
-    stays = Counter(row.status for row in rows) - Counter(row.status for row in changed)
-    return Change(target.meaning, what, len(rows), len(changed), changed[:MAX_SHOWN], "", until or None, stays)
+    try:
+        for start in range(BATCH, len(keys), BATCH):
+            if not one_step:
+                database.give_way(begun, share=1)
+            begun = time.monotonic()
+            with transaction.atomic():
+                step(keys[start : start + BATCH])
+    except DatabaseError as error:
+        database.give_up(error)
+        raise ConflictError(
+            f"the database failed when {done.count} of {len(keys)} devices were {what}; the others are as they were",
+            hint="look at them again, and do the rest",
+        ) from error
+    until = done.until if what in TURNED_AWAY else 0
+    return Change(target.meaning, what, len(keys), done.count, done.shown, "", until or None, done.stays)
 
 
-def _hold(target: Target, chosen: Chosen) -> list[Device]:
-    """The devices, held until the transaction ends. Raises ConflictError unless they are what was promised."""
+@dataclass(slots=True)
+class _Tally:
+    """What the steps of a change come to."""
+
+    count: int = 0
+    until: int = 0
+    shown: list[Device] = field(default_factory=list)
+    stays: Counter[str] = field(default_factory=Counter)
+
+    def add(self, rows: Sequence[Device], changed: Sequence[Device]) -> None:
+        self.count += len(changed)
+        self.until = max([self.until, *(row.token_until or 0 for row in changed)])
+        self.shown += changed[: MAX_SHOWN - len(self.shown)]
+        self.stays += Counter(row.status for row in rows) - Counter(row.status for row in changed)
+
+
+def _hold(target: Target, chosen: Chosen) -> list[int]:
+    """The devices by their row ids, held until the transaction ends. Raises ConflictError unless they are what was promised."""
     if chosen.selection and target.selection() != chosen.selection:
         raise ConflictError(
             "the devices are not the ones that were shown", hint="look at them again; nothing has changed"
@@ -263,22 +349,16 @@ def _hold(target: Target, chosen: Chosen) -> list[Device]:
     most = chosen.most
     if most is None:
         most = len(chosen.ids) or (target.rows.count() if chosen.selection else 1)
-    rows = with_parts(target.rows.select_for_update()[: most + 1])
-    if len(rows) > most:
+    keys = list(target.rows.select_for_update().values_list("pk", flat=True)[: most + 1])
+    if len(keys) > most:
         raise ConflictError(
             f"{target.rows.count()} devices match, more than {most}", hint="look at them first, then raise --max"
         )
-    if chosen.version and (len(rows) != 1 or version(rows[0]) != chosen.version):
+    if chosen.version and [version(row) for row in with_parts(target.rows[:2])] != [chosen.version]:
         raise StaleError("the device was changed since you looked at it", hint="look at it again")
-    return rows
+    return keys
 
 
 def refused(name: str, why: str, *, actor: Actor, now: int) -> None:
     """Note that somebody was not allowed an action."""
     audit.record([Event(f"device.{name}", "", "refused", {"why": why})], actor=actor, now=now)
-
-
-def _batches(rows: Iterable[Device]) -> Iterator[list[Device]]:
-    iterator = iter(rows)
-    while batch := list(islice(iterator, BATCH)):
-        yield batch

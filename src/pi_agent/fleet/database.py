@@ -103,12 +103,13 @@ def give_up(error: Exception) -> None:
     log.warning("the database failed: %s", reason(error))
 
 
-def give_way(since: float) -> None:
+def give_way(since: float, share: int = SHARE) -> None:
     """Between two small transactions of a long chore, the first begun at ``since`` (monotonic): let requests write.
 
-    A writer that finds SQLite locked looks again only after a while, so the lock has to be free most of the time.
+    A writer that finds SQLite locked looks again only after a while, so the lock has to be free most of the time. Where
+    somebody waits for the end of the chore, ``share`` says how much longer it waits than it works.
     """
-    time.sleep(SHARE * (time.monotonic() - since))
+    time.sleep(share * (time.monotonic() - since))
 
 
 def read_much() -> None:

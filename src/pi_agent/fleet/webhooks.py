@@ -19,7 +19,7 @@ import secrets
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any
+from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 from django.db import DatabaseError, connection
@@ -27,6 +27,9 @@ from django.db import DatabaseError, connection
 from pi_agent.errors import ConflictError, UsageError
 from pi_agent.fleet import outgoing
 from pi_agent.fleet.models import Delivery, Webhook
+
+if TYPE_CHECKING:
+    from pi_agent.fleet.audit import Event
 
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
 SECONDS = 5
@@ -71,28 +74,34 @@ def add(url: str, events: Iterable[str], *, by: str, now: int) -> Webhook:
     return Webhook.objects.create(url=url, secret=secret, events=" ".join(wanted), created_at=now, created_by=by)
 
 
-def queue(action: str, device: str, detail: Mapping[str, Any], *, actor: str, now: int) -> None:
-    """Tell all who want to know of an audit line. Inside the transaction that writes it."""
-    name = EVENTS.get(action)
-    if name is None or (name == "pending" and detail.get("status") != "pending"):
-        return
-    body = json.dumps({
-        "schema": "pi-fleet.event/1",
-        "id": secrets.token_hex(8),
-        "event": name,
-        "action": action,
-        "device": device,
-        "actor": actor,
-        "at": now,
-        "detail": dict(detail),
-    })  # fmt: skip
-    rows = [
-        Delivery(webhook=hook, body=body, created_at=now, next_at=now)
-        for hook in Webhook.objects.all()
-        if name in hook.events.split()
-    ]
-    if rows:
-        Delivery.objects.bulk_create(rows)
+def queue(events: Iterable[Event], *, actor: str, now: int) -> None:
+    """Tell all who want to know of audit lines. Inside the transaction that writes them."""
+    told = [(name, event) for event in events if (name := _name(event))]
+    hooks = list(Webhook.objects.all()) if told else []
+    rows = []
+    for name, event in told if hooks else ():
+        body = json.dumps({
+            "schema": "pi-fleet.event/1",
+            "id": secrets.token_hex(8),
+            "event": name,
+            "action": event.action,
+            "device": event.device,
+            "actor": actor,
+            "at": now,
+            "detail": dict(event.detail),
+        })  # fmt: skip
+        rows += [
+            Delivery(webhook=hook, body=body, created_at=now, next_at=now)
+            for hook in hooks
+            if name in hook.events.split()
+        ]
+    Delivery.objects.bulk_create(rows, batch_size=100)
+
+
+def _name(event: Event) -> str | None:
+    """What an audit line is called here, if it is of interest."""
+    name = EVENTS.get(event.action) if event.result == "done" else None
+    return None if name == "pending" and event.detail.get("status") != "pending" else name
 
 
 def signature(secret: str, body: bytes, now: int) -> str:

@@ -147,7 +147,7 @@ def tag_devices(request: HttpRequest, body: TagRequest) -> dict[str, Any]:
     """Give tags to the devices of a query, and take others away."""
     chosen = _chosen(request, body)
     if body.dry_run:
-        return _answer(changes.preview_of_any(changes.TAGGED, chosen, now=now()), dry_run=True)
+        return _answer(changes.preview_tag(chosen, add=body.add, remove=body.remove, now=now()), dry_run=True)
     change = changes.tag(
         chosen, add=body.add, remove=body.remove, reason=one_line(body.reason), actor=actor_of(request), now=now()
     )
@@ -159,7 +159,7 @@ def rotate_keys(request: HttpRequest, body: ChangeRequest) -> dict[str, Any]:
     """Ask the devices of a query for new keys. Each is told with its next token, and goes on with its old one until then."""
     chosen = _chosen(request, body)
     if body.dry_run:
-        return _answer(changes.preview_of_any(changes.ROTATION, chosen, now=now()), dry_run=True)
+        return _answer(changes.preview_rotation(chosen, now=now()), dry_run=True)
     return _answer(changes.rotate_keys(chosen, reason=one_line(body.reason), actor=actor_of(request), now=now()))
 
 
