@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 
+from fleet.browser import Browser, link, take
 from fleet.support import ISSUER, Pi, register
 from pi_agent.fleet import folder, settings
 
@@ -74,3 +75,11 @@ def approve(app: Application, pi: Pi) -> Pi:
     assert register(app, pi).status == 201
     models.Device.objects.filter(client_id=pi.client_id).update(status="approved")
     return pi
+
+
+@pytest.fixture
+def browser(app: Application) -> Browser:
+    """A browser in which alice is signed in."""
+    browser = Browser(app)
+    assert take(browser, link(app)).status == 302
+    return browser

@@ -10,73 +10,12 @@ from urllib.parse import urlencode, urlsplit
 
 import pytest
 
-from fleet.support import BOARD, FORM, Pi, Reply, ask, exchange, register
+from fleet.browser import Browser, link, take
+from fleet.support import BOARD, Pi, ask, exchange, register
 from pi_agent.fleet import access
 from pi_agent.fleet.asgi import Application
 from pi_agent.fleet.audit import Actor
 from pi_agent.fleet.models import AuditEvent, Device, SignInLink
-
-
-class Browser:
-    """Keeps cookies, sends forms with the token that stands in them, and asserts what every page must have."""
-
-    def __init__(self, app: Application) -> None:
-        self.app = app
-        self.cookies: dict[str, str] = {}
-        self.page = ""
-        self.reply: Reply
-
-    def request(self, method: str, path: str, body: bytes = b"", **headers: str) -> Reply:
-        jar = "; ".join(f"{name}={value}" for name, value in self.cookies.items())
-        sent = {"host": "fleet.test", "origin": "https://fleet.test", "cookie": jar, "content-type": FORM} | headers
-        self.reply = exchange(self.app, method, path, body, sent)
-        self.page = self.reply.body.decode()
-        for cookie in self.reply.headers.get("set-cookie", "").splitlines():
-            self.keep(cookie)
-        self.check_headers()
-        return self.reply
-
-    def keep(self, cookie: str) -> None:
-        name, _, value = cookie.partition(";")[0].partition("=")
-        if name and value.strip('"'):
-            self.cookies[name] = value
-
-    def check_headers(self) -> None:
-        """Requirement D-08, on every answer."""
-        headers = self.reply.headers
-        assert "default-src 'self'" in headers["content-security-policy"]
-        assert "frame-ancestors 'none'" in headers["content-security-policy"]
-        assert (headers["x-content-type-options"], headers["cache-control"]) == ("nosniff", "no-store")
-
-    def get(self, path: str) -> Reply:
-        return self.request("GET", path)
-
-    def post(self, path: str, **fields: str) -> Reply:
-        token = re.search(r'name="csrfmiddlewaretoken" value="([^"]+)"', self.page)
-        given = ({"csrfmiddlewaretoken": token[1]} if token else {}) | fields
-        return self.request("POST", path, urlencode(given).encode())
-
-
-def link(app: Application, operator: str = "alice") -> str:
-    """The path of a new sign-in link."""
-    body = json.dumps({"operator": operator, "role": "admin"}).encode()
-    headers = {"host": "localhost", "content-type": "application/json"}
-    made = exchange(app, "POST", "/api/v1/sign-in-links", body, headers, ("uid", os.geteuid()))
-    return str(urlsplit(made.json["url"]).path)
-
-
-def take(browser: Browser, path: str) -> Reply:
-    """Open a link and press its button."""
-    assert browser.get(path).status == 200
-    return browser.post("/sign-in", code=path.rpartition("/")[2])
-
-
-@pytest.fixture
-def browser(app: Application) -> Browser:
-    """A browser in which alice is signed in."""
-    browser = Browser(app)
-    assert take(browser, link(app)).status == 302
-    return browser
 
 
 def test_d01_strangers_are_sent_to_sign_in(app: Application, pi: Pi) -> None:
@@ -213,7 +152,9 @@ def test_a_device_is_approved_with_a_reason(browser: Browser, app: Application) 
     path = f"/devices/{pi.client_id}"
     browser.get(path)
     assert "Approve" in browser.page and "Release" not in browser.page
-    assert browser.post(path, action="approve", reason="kitchen display").status == 302
+    assert (
+        browser.post(path, action="approve", reason="kitchen display", version=browser.field("version")).status == 302
+    )
     assert Device.objects.get().status == "approved"
     line = AuditEvent.objects.filter(device=pi.client_id).order_by("-id")[0]
     assert (line.actor, json.loads(line.detail)["reason"]) == ("alice", "kitchen display")

@@ -15,8 +15,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from fleet.browser import Browser, link, take
 from fleet.support import exchange
-from fleet.test_pages import Browser, link, take
 from pi_agent import query as query_language
 from pi_agent.catalogue import fold
 from pi_agent.fleet import changes, export, registry

@@ -25,7 +25,7 @@ from django.db import DatabaseError, connection, transaction
 from django.db.models import Count, Exists, Max, OuterRef, Q, QuerySet
 
 from pi_agent import query as query_language
-from pi_agent.catalogue import fold
+from pi_agent.catalogue import STATUSES, fold
 from pi_agent.errors import ConflictError, QueryError, UsageError
 from pi_agent.fleet import audit, database
 from pi_agent.fleet.audit import Actor, Event
@@ -137,10 +137,16 @@ class Chosen:
         return as_of
 
 
-def narrowed(text: str, status: str) -> str:
-    """The query text for those devices of ``text`` that have a status; all of them when it is empty."""
+def narrowed(text: str, status: str, now: int) -> str:
+    """The query text for those devices of ``text`` that have a status; all of them when it is empty. Raises QueryError.
+
+    The text has to be a query by itself, or ``a) OR (id:*`` would end the brackets that keep it to the status.
+    """
     if not status:
         return text
+    if status not in STATUSES:
+        raise QueryError(f"there is no status {status[:40]!r}", hint=f"a status is {', '.join(STATUSES)}")
+    query_language.parse(text, now)
     return f"({text}) status:{status}" if text.strip() else f"status:{status}"
 
 

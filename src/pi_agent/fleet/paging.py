@@ -15,7 +15,7 @@ import json
 from dataclasses import dataclass
 from typing import Any
 
-from django.db.models import F, Q, QuerySet
+from django.db.models import F, IntegerField, Q, QuerySet
 
 from pi_agent.errors import MalformedTokenError, UsageError
 from pi_agent.fleet.models import Device
@@ -24,6 +24,7 @@ from pi_agent.jws import b64url, b64url_decode, load_json_object
 
 SORTS = ("id", "name", "model", "memory", "serial", "status", "auth", "seen", "refused", "created", "late")
 MAX_CURSOR = 1024
+MAX_TIME = 253_402_300_799  # the end of the year 9999, the last one that has a name
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +73,15 @@ class Order:
         beyond = Q(**{f"{self.column}__{'lt' if self.descending else 'gt'}": place.value})
         return [Q(**{self.column: place.value}) & later, beyond, *last]
 
+    def may_hold(self, value: object) -> bool:
+        """Whether a place in this order can have ``value``."""
+        column = Device._meta.get_field(self.column)
+        if value is None:
+            return bool(column.null)
+        if isinstance(column, IntegerField):
+            return type(value) is int and abs(value) < 2**62
+        return isinstance(value, str) and "\0" not in value
+
     def place(self, device: Device, as_of: int, total: int) -> Place:
         return Place(getattr(device, self.column), device.pk, as_of, total)
 
@@ -87,7 +97,11 @@ def order_of(sort: str) -> Order:
 
 
 def resume(cursor: str, query: str, sort: str) -> Place:
-    """The place that a cursor names. Raises UsageError for one that was not given for this query and order."""
+    """The place that a cursor names. Raises UsageError for one that was not given for this query and order.
+
+    A client can write a cursor of its own, so nothing of it is believed: each part could otherwise fail in the database.
+    """
+    order = order_of(sort)
     refusal = UsageError("the cursor does not belong to this query and order", hint="start again without a cursor")
     try:
         if len(cursor) > MAX_CURSOR:
@@ -96,8 +110,9 @@ def resume(cursor: str, query: str, sort: str) -> Place:
     except MalformedTokenError:
         raise refusal from None
     value, row, as_of, total = (members.get(name) for name in "vrtn")
-    numbers = all(type(number) is int and abs(number) < 2**62 for number in (row, as_of, total))
-    if members.get("q") != _binding(query, sort) or not numbers or not (value is None or type(value) in (int, str)):
+    most = ((row, 2**62), (as_of, MAX_TIME), (total, 2**62))
+    numbers = all(type(number) is int and 0 <= number <= limit for number, limit in most)
+    if members.get("q") != _binding(query, sort) or not numbers or not order.may_hold(value):
         raise refusal
     return Place(value, row, as_of, total)  # type: ignore[arg-type]  # each was just seen to be an int
 

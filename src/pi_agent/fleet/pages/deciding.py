@@ -13,7 +13,8 @@ from pi_agent.errors import ConflictError, PiAgentError, UnknownDeviceError
 from pi_agent.fleet import changes, registry, views
 from pi_agent.fleet import pending as pending_facts
 from pi_agent.fleet.access import ForbiddenError
-from pi_agent.fleet.changes import ACTIONS, Chosen
+from pi_agent.fleet.changes import ACTIONS, Chosen, StaleError
+from pi_agent.fleet.models import Device
 from pi_agent.fleet.output import bound, staying
 from pi_agent.fleet.pages import show
 from pi_agent.fleet.pages.guard import caller_of, page
@@ -29,14 +30,15 @@ PENDING = 50
 def act(request: HttpRequest) -> HttpResponseBase:
     """First what an action would do, then, once that was confirmed by typing how many, the action."""
     query, status, name = (request.POST.get(field, "") for field in ("query", "status", "action"))
+    now = int(time.time())
     ids = tuple(request.POST.getlist("id"))[: changes.MAX_IDS]
-    text = "" if ids else changes.narrowed(views.expand(query), status)
     try:
+        text = "" if ids else changes.narrowed(views.expand(query), status, now)
         _allowed(request, name)
         if request.POST.get("selection"):
             _confirm(request, name, Chosen(text, ids, selection=request.POST["selection"]))
             return redirect(link(query=query, status=status))
-        preview = changes.preview(name, Chosen(text, ids), now=int(time.time()))
+        preview = changes.preview(name, Chosen(text, ids), now=now)
     except PiAgentError as error:
         return listing(request, query, status, error)
     return render(request, "preview.html", _preview(request, preview, action=name, query=query, status=status, ids=ids))
@@ -115,8 +117,11 @@ def device(request: HttpRequest, device_id: str) -> HttpResponseBase:
 def _act_on(request: HttpRequest, client_id: str) -> None:
     """An action or new tags, if nobody has changed the device since the page was made."""
     now, actor, action = int(time.time()), caller_of(request).actor, request.POST.get("action", "")
+    version = request.POST.get("version", "")[:64]
+    if not version:
+        raise StaleError("the form does not say how it saw the device", hint="look at the device, and decide again")
     reason = show.one_line(request.POST.get("reason", ""))[:200]
-    chosen = Chosen(f"id:{client_id}", version=request.POST.get("version", "")[:64])
+    chosen = Chosen(f"id:{client_id}", version=version)
     if action == "tag":
         wanted = {one.strip() for one in request.POST.get("tags", "").split(",")} - {""}
         present = set(registry.get(client_id).tag_names)
@@ -131,10 +136,21 @@ def _act_on(request: HttpRequest, client_id: str) -> None:
 @page("reader")
 def pending(request: HttpRequest) -> HttpResponseBase:
     """The devices that wait, the longest first, and why each of them has to."""
-    now, caller = int(time.time()), caller_of(request)
-    found = registry.find(
-        "status:pending", now=now, limit=PENDING, sort="created", cursor=request.GET.get("cursor", "")
-    )
-    rows = [show.row(registry.describe(one), now) | pending_facts.recognised_by(one) for one in found.devices]
-    context = {"caller": caller, "rows": rows, "total": found.total, "next": link("/pending", cursor=found.cursor)}
-    return render(request, "pending.html", context | {"more": bool(found.cursor), "may": caller.may("approver")})
+    now, caller, cursor = int(time.time()), caller_of(request), request.GET.get("cursor", "")
+    try:
+        found = registry.find("status:pending", now=now, limit=PENDING, sort="created", cursor=cursor)
+    except PiAgentError as error:
+        return render(request, "pending.html", {"caller": caller, "problem": error}, status=400)
+    context = {
+        "caller": caller,
+        "rows": [_waiting(one, now) for one in found.devices],
+        "total": found.total,
+        "next": link("/pending", cursor=found.cursor) if found.cursor else "",
+        "may": caller.may("approver"),
+    }
+    return render(request, "pending.html", context)
+
+
+def _waiting(found: Device, now: int) -> dict[str, Any]:
+    row = show.row(registry.describe(found), now)
+    return row | pending_facts.recognised_by(found) | {"version": changes.version(found)}

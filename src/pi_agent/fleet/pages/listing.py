@@ -43,11 +43,10 @@ def listing(request: HttpRequest, query: str, status: str, problem: PiAgentError
     columns = _columns(request, view)
     kept = {"query": query, "status": status, "columns": ",".join(columns) if columns != DEFAULT else ""}
     context: dict[str, Any] = {"query": query, "status": status, "sort": sort, "problem": problem}
-    code = 200
     try:
         context |= _found(request, kept, sort, columns, now)
     except PiAgentError as error:
-        context, code = context | {"problem": error}, 400
+        context |= {"problem": error}
     context |= explain(context["problem"], query)
     context |= {
         "setup": settings.setup_command(settings.current().issuer),
@@ -57,7 +56,8 @@ def listing(request: HttpRequest, query: str, status: str, problem: PiAgentError
         "column_choices": [(name, COLUMNS[name][0].capitalize(), name in columns) for name in CHOICES],
         "kept": kept,
     }
-    return render(request, "devices.html", context, status=409 if isinstance(problem, ConflictError) else code)
+    code = 409 if isinstance(problem, ConflictError) else 400 if context["problem"] else 200
+    return render(request, "devices.html", context, status=code)
 
 
 def _found(request: HttpRequest, kept: dict[str, str], sort: str, columns: tuple[str, ...], now: int) -> dict[str, Any]:
@@ -66,7 +66,12 @@ def _found(request: HttpRequest, kept: dict[str, str], sort: str, columns: tuple
     counts = registry.count_by_status(asked, now=now)  # first, since what it says about the query fits what was typed
     total = counts[status] if status else sum(counts.values())
     found = registry.find(
-        changes.narrowed(asked, status), now=now, limit=PAGE, sort=sort, cursor=cursor, total=None if cursor else total
+        changes.narrowed(asked, status, now),
+        now=now,
+        limit=PAGE,
+        sort=sort,
+        cursor=cursor,
+        total=None if cursor else total,
     )
     rows = [show.row(registry.describe(device, found.as_of), now) for device in found.devices]
     tabs = [("", "all", sum(counts.values())), *((name, name, count) for name, count in counts.items())]
@@ -85,10 +90,10 @@ def _found(request: HttpRequest, kept: dict[str, str], sort: str, columns: tuple
         "next": link(**kept, **default, cursor=found.cursor) if found.cursor else "",
         "csv": link(
             "/devices.csv",
-            query=changes.narrowed(query, status),
+            query=changes.narrowed(asked, status, now) if status else query,
             columns=kept["columns"] and f"name,id,{kept['columns']}",
         ),
-        "charts": link("/devices/charts", query=changes.narrowed(query, status)),
+        "charts": link("/devices/charts", query=changes.narrowed(asked, status, now) if status else query),
     }
 
 
@@ -206,16 +211,17 @@ def _also(query: str, field: str, value: str | None) -> str:
 @page("approver")
 def save_view(request: HttpRequest) -> HttpResponseBase:
     """Keep this query, its columns and its order under a name."""
-    query, name = request.POST.get("query", ""), request.POST.get("name", "").strip().lower()
+    query, status, name = (request.POST.get(field, "").strip() for field in ("query", "status", "name"))
+    name, now = name.lower(), int(time.time())
     try:
         views.save(
             name,
-            changes.narrowed(views.expand(query), request.POST.get("status", "")),
+            changes.narrowed(views.expand(query), status, now),
             columns=request.POST.get("columns", ""),
             sort=request.POST.get("sort", ""),
             actor=caller_of(request).actor,
-            now=int(time.time()),
+            now=now,
         )
     except PiAgentError as error:
-        return listing(request, query, "", error)
+        return listing(request, query, status, error)
     return redirect(link(query=f"@{name}"))

@@ -8,7 +8,7 @@ import time
 
 from django.contrib.auth import login, logout
 from django.contrib.auth.models import User
-from django.http import HttpRequest, HttpResponse
+from django.http import HttpRequest, HttpResponse, HttpResponseRedirect
 from django.shortcuts import redirect, render
 from django.utils.http import url_has_allowed_host_and_scheme
 from django.views.decorators.http import require_POST
@@ -33,6 +33,7 @@ def sign_in(request: HttpRequest, token: str = "") -> HttpResponse:
     state = TRIES.count(source, time.monotonic())
     if state.wait:
         return render(request, "sign_in.html", {"problem": f"Too many tries. Wait {state.wait} seconds."}, status=429)
+    onward = _onward(request.POST.get("next", ""))
     operator = spend_link(token, now=now)
     if operator is None:
         audit.record([Event("operator.sign-in", "", "refused")], actor=Actor("somebody", source), now=now)
@@ -40,12 +41,13 @@ def sign_in(request: HttpRequest, token: str = "") -> HttpResponse:
     user, _ = User.objects.get_or_create(username=operator)
     login(request, user, backend=BACKEND)
     audit.record([Event("operator.sign-in")], actor=Actor(operator, source), now=now)
-    return redirect(_next(request))
+    return HttpResponseRedirect(onward)
 
 
-def _next(request: HttpRequest) -> str:
-    wanted = request.POST.get("next", "")
-    return wanted if url_has_allowed_host_and_scheme(wanted, allowed_hosts=None) else "/devices"
+def _onward(wanted: str) -> str:
+    """Where somebody goes on who is signed in: to a place of this server, and never to another."""
+    inside = wanted.startswith("/") and url_has_allowed_host_and_scheme(wanted, allowed_hosts=None)
+    return wanted if inside else "/devices"
 
 
 @require_POST

@@ -1,0 +1,105 @@
+"""Deciding in the pages: about what was shown, once, and nobody is overruled unseen."""
+
+from __future__ import annotations
+
+import base64
+import html
+import json
+import re
+import time
+from typing import Any
+
+import pytest
+
+from fleet.browser import Browser
+from fleet.support import Pi, register
+from fleet.test_changes import devices, post
+from pi_agent.fleet import registry
+from pi_agent.fleet.asgi import Application
+from pi_agent.fleet.models import Device, View
+
+
+def forged(cursor: str, **members: Any) -> str:
+    """A cursor of ours with other members."""
+    known = json.loads(base64.urlsafe_b64decode(cursor + "=" * (-len(cursor) % 4)))
+    return base64.urlsafe_b64encode(json.dumps(known | members).encode()).decode().rstrip("=")
+
+
+@pytest.mark.parametrize("held", [True, False], ids=["as it was shown", "without saying how"])
+def test_a_stale_page_overrules_nobody(browser: Browser, app: Application, held: bool) -> None:
+    """What a colleague decided since the page was made stands, and the page says so."""
+    pi = Pi()
+    register(app, pi)
+    browser.get("/pending")
+    version = browser.field("version")
+    assert post(app, "reject", ids=[pi.client_id], reason="not ours").status == 200
+    more = {"version": version} if held else {}
+    assert browser.post(f"/devices/{pi.client_id}", action="approve", reason="mine", **more).status == 400
+    assert Device.objects.get().status == "rejected"
+    assert ("changed since you looked" if held else "how it saw the device") in browser.page
+
+
+def test_a_page_of_what_waits_can_be_acted_on(browser: Browser, app: Application) -> None:
+    """The form in each row is enough."""
+    pi = Pi()
+    register(app, pi)
+    browser.get("/pending")
+    fields = {"action": "approve", "reason": "mine", "version": browser.field("version")}
+    assert browser.post(f"/devices/{pi.client_id}", **fields).status == 302
+    assert Device.objects.get().status == "approved"
+
+
+def test_a_view_that_was_removed_meanwhile_is_told(browser: Browser, app: Application) -> None:
+    """Between the list and the button: the page says that the view is gone, and nothing has changed."""
+    register(app, Pi())
+    browser.get("/devices")
+    assert browser.post("/devices/act", query="@gone", action="approve").status == 400
+    assert "there is no view" in browser.page
+    assert browser.get("/pending").status == 200 and Device.objects.get().status == "pending"
+
+
+FORGED = ({"v": "x"}, {"v": None}, {"v": 2**63 - 1}, {"v": 1.5}, {"t": 2**61}, {"t": -(2**61)}, {"t": -1}, {"r": "1"})
+
+
+@pytest.mark.parametrize("members", FORGED, ids=str)
+def test_d09_a_forged_cursor_is_refused(browser: Browser, app: Application, members: dict[str, Any]) -> None:
+    """In the pages and in REST, whatever its client has written into it."""
+    devices(2, status="approved")
+    cursor = registry.find("", now=int(time.time()), limit=1, sort="-created").cursor or ""
+    path = f"devices?sort=-created&limit=1&cursor={forged(cursor, **members)}"
+    for address in (f"/api/v1/{path}", f"/{path}"):
+        assert browser.get(address).status == 400, address
+    assert browser.get("/pending?cursor=zzz").status == 400
+    assert "start again without a cursor" in browser.page and 'href="/pending"' in browser.page
+
+
+def test_d09_a_forged_text_in_a_cursor_is_refused(browser: Browser) -> None:
+    """A number where the order is one of texts, and a NUL, which PostgreSQL refuses."""
+    devices(2)
+    cursor = registry.find("", now=int(time.time()), limit=1, sort="name").cursor or ""
+    for value in (1, "a\0b"):
+        assert browser.get(f"/api/v1/devices?sort=name&limit=1&cursor={forged(cursor, v=value)}").status == 400
+
+
+@pytest.mark.parametrize(
+    ("query", "status"), [("model:2b) OR (id:*", "approved"), ("model:2b", "approved OR id:*"), ("model:2b", "bogus")]
+)
+def test_no_text_leaves_its_tab(browser: Browser, query: str, status: str) -> None:
+    """A query with brackets of its own, or a status that is more than one, does not reach devices of another status."""
+    devices(1, status="quarantined")
+    browser.get("/devices")
+    assert browser.post("/devices/act", query=query, status=status, action="release").status == 400
+    assert 'name="selection"' not in browser.page
+    assert browser.post("/views", query=query, status=status, name="mine").status == 400
+    assert not View.objects.exists()
+
+
+@pytest.mark.parametrize("name", ["CSV", "Charts"])
+def test_a_tab_of_a_view_has_its_charts_and_csv(browser: Browser, pi: Pi, name: str) -> None:
+    """Both are of the devices in the tab."""
+    View.objects.create(slug="ours", query="model:2b", columns="", sort="", created_at=1, created_by="me")
+    browser.get("/devices?query=@ours&status=approved")
+    found = re.search(rf'href="([^"]+)"[^>]*>{name}<', browser.page)
+    assert found is not None
+    assert browser.get(html.unescape(found[1])).status == 200
+    assert "2B" in browser.page
