@@ -11,11 +11,11 @@ from __future__ import annotations
 import hashlib
 import re
 import secrets
+from contextlib import suppress
 from dataclasses import dataclass
 
 from django.contrib.auth.models import User
-from django.db import transaction
-from django.db.models import Q
+from django.db import DatabaseError, transaction
 from django.http import HttpRequest
 
 from pi_agent.errors import PiAgentError, UsageError
@@ -183,8 +183,9 @@ def _by_token(authorization: str, source: str, now: int) -> Caller | None:
     row = found.select_related("operator").first()
     if row is None:
         return None
-    stale = Q(used_at=None) | Q(used_at__lt=now - NOTE_EVERY)  # to the minute: a script that polls must not write
-    OperatorToken.objects.filter(stale, pk=row.pk).update(used_at=now)
+    if row.used_at is None or row.used_at < now - NOTE_EVERY:  # to the minute: a script that polls must not write
+        with suppress(DatabaseError), transaction.atomic():  # a database that is locked can still be asked
+            OperatorToken.objects.filter(pk=row.pk).update(used_at=now)
     role = min(row.role, row.operator.role, key=RANK.__getitem__)
     return Caller(row.operator.name, role, f"{source} {row.prefix}")
 

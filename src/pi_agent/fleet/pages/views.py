@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import sys
+
+from django.db import OperationalError
 from django.http import HttpRequest, HttpResponse
 from django.shortcuts import redirect
 from django.template.loader import render_to_string
 
+from pi_agent.fleet import database
 from pi_agent.fleet.rest import PROGRAMS
 from pi_agent.fleet.rest.problems import problem
 
@@ -22,6 +26,7 @@ ERRORS = {
     ),
     404: ("There is nothing here", "The device may have another id, or the address may be wrong."),
     500: ("Something went wrong", "It is our fault, and the server's log says more."),
+    503: ("The registry is busy", "Nothing has changed. Go back, and try again in a few seconds."),
 }
 
 
@@ -46,4 +51,11 @@ def not_found(request: HttpRequest, exception: Exception) -> HttpResponse:
 
 
 def server_error(request: HttpRequest) -> HttpResponse:
-    return error_page(request, 500)
+    """Django asks for this page while it handles what went wrong; a database that is locked or away is nobody's fault."""
+    error = sys.exception()
+    if not isinstance(error, OperationalError):
+        return error_page(request, 500)
+    database.give_up(error)
+    response = error_page(request, 503)
+    response["Retry-After"] = "5"
+    return response
