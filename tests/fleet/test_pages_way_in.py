@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import html
+import re
+from urllib.parse import urlencode
+
 import pytest
 
-from fleet.browser import Browser, link
+from fleet.browser import Browser, link, take
+from fleet.support import Pi
 from pi_agent.fleet.asgi import Application
 
 
@@ -19,3 +24,76 @@ def test_d05_signing_in_leads_nowhere_else(app: Application, onward: str) -> Non
     reply = browser.post("/sign-in", code=path, next=onward)
     assert (reply.status, reply.headers["location"]) == (302, "/devices")
     assert browser.get("/devices").status == 200
+
+
+def test_a_link_from_elsewhere_finds_the_session(browser: Browser, pi: Pi) -> None:
+    """A browser leaves a Strict cookie out of a link in a chat; our page asks again, and the device is there."""
+    path = f"/devices/{pi.client_id}"
+    chat = Browser(browser.app)  # the same browser, without its cookies
+    there = chat.get(path).headers["location"]
+    chat.get(there)
+    again = re.search(r'http-equiv="refresh" content="0;url=([^"]+)"', chat.page)
+    assert again is not None and "sign-in-link" not in chat.page
+    assert browser.get(html.unescape(again[1])).headers["location"] == path
+
+
+def test_a_stranger_is_asked_again_once(app: Application) -> None:
+    """The second time there are the sign-in words, and no third time."""
+    stranger = Browser(app)
+    assert "refresh" in stranger.get("/sign-in?next=/audit").body.decode()
+    assert "refresh" not in stranger.get("/sign-in?next=/audit&again=1").body.decode()
+    assert "pi-fleet sign-in-link" in stranger.page
+    for onward in ("", "?next=evil", "?next=//evil.example"):
+        assert "refresh" not in stranger.get(f"/sign-in{onward}").body.decode()
+
+
+def test_a_link_keeps_where_one_wanted_to_go(app: Application) -> None:
+    """The link that the server printed, opened or pasted, leads to the page that somebody was sent away from."""
+    opened, pasted = Browser(app), Browser(app)
+    opened.get("/sign-in?next=/audit?verify%3D1&again=1")
+    cookie = opened.reply.headers["set-cookie"]
+    assert "SameSite=Strict" in cookie and "HttpOnly" in cookie and "Secure" in cookie
+    path = link(app)
+    opened.get(path)
+    reply = opened.post("/sign-in", code=path, next=opened.field("next"))
+    assert reply.headers["location"] == "/audit?verify=1"
+    assert 'pi-fleet-next=""' in reply.headers["set-cookie"]
+    pasted.get("/sign-in?next=/audit&again=1")
+    used = pasted.post("/sign-in", code=path, next=pasted.field("next"))
+    assert used.status == 400
+    assert pasted.post("/sign-in", code=link(app), next=pasted.field("next")).headers["location"] == "/audit"
+
+
+def test_who_is_signed_in_is_not_asked(browser: Browser, app: Application) -> None:
+    """The sign-in page and a link lead on; without a place to go to, a link can still open another session."""
+    for path in ("/sign-in", link(app)):
+        assert browser.get(f"{path}?next=/audit").headers["location"] == "/audit"
+    assert take(browser, link(app, "bob")).headers["location"] == "/devices"
+    assert "bob" in browser.get("/devices").body.decode()
+
+
+@pytest.mark.parametrize(
+    ("path", "onward"),
+    [
+        ("/devices/act", "/devices?query=model%3A2b&status=approved&sort=-auth"),
+        ("/views", "/devices?query=model%3A2b&status=approved&sort=-auth"),
+        ("/devices/pi-1", "/devices/pi-1"),
+        ("/enrollment", "/enrollment"),
+    ],
+)
+def test_a_form_whose_session_has_ended_leads_back_to_its_page(browser: Browser, path: str, onward: str) -> None:
+    """After signing in there is a page again, and it is the one that had the form."""
+    browser.get("/devices")
+    ended = browser.cookies.pop("__Host-pi-fleet-session")
+    browser.post(path, query="model:2b", status="approved", sort="-auth", action="approve", reason="x", id="pi-1")
+    assert browser.reply.headers["location"] == "/sign-in?" + urlencode({"next": onward})
+    browser.cookies["__Host-pi-fleet-session"] = ended
+    assert browser.get(onward).status == (404 if "pi-1" in onward else 200)
+
+
+@pytest.mark.parametrize("path", ["/devices/act", "/views", "/sign-out"])
+def test_an_address_for_forms_has_a_way_back(browser: Browser, path: str) -> None:
+    """Opened as a page it says so, and there is a link to go on."""
+    reply = browser.get(path)
+    assert (reply.status, reply.headers["allow"]) == (405, "POST")
+    assert "only takes what a form sends" in browser.page and 'href="/devices"' in browser.page

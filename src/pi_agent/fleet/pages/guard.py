@@ -17,6 +17,9 @@ from pi_agent.fleet.audit import Event
 
 View = Callable[..., HttpResponseBase]
 
+FORMS = ("/devices/act", "/views")  # no pages of their own: the devices page has their forms
+LISTED = ("query", "status", "sort", "columns")  # which devices page it was
+
 
 def page(role: str, *, change: str = "") -> Callable[[View], View]:
     """Only for operators with at least ``role``; to POST they need ``change``, if that is another one."""
@@ -26,7 +29,7 @@ def page(role: str, *, change: str = "") -> Callable[[View], View]:
         def guarded(request: HttpRequest, *args: Any, **kwargs: Any) -> HttpResponseBase:
             caller = access.caller_of(request, int(time.time()))
             if caller is None:
-                return redirect("/sign-in?" + urlencode({"next": request.get_full_path()}))
+                return redirect("/sign-in?" + urlencode({"next": _onward(request)}))
             needed = change if change and request.method == "POST" else role
             if not caller.may(needed):
                 return _refuse(request, caller, needed)
@@ -37,6 +40,16 @@ def page(role: str, *, change: str = "") -> Callable[[View], View]:
         return guarded
 
     return decorate
+
+
+def _onward(request: HttpRequest) -> str:
+    """Where somebody goes on after signing in. What a form sent is gone with the session: back to the page that had it."""
+    if request.method != "POST":
+        return request.get_full_path()
+    if request.path not in FORMS:
+        return request.path
+    kept = {name: request.POST[name] for name in LISTED if request.POST.get(name)}
+    return f"/devices?{urlencode(kept)}" if kept else "/devices"
 
 
 def caller_of(request: HttpRequest) -> Caller:

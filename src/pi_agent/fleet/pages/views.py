@@ -25,6 +25,7 @@ ERRORS = {
         "The form was too old, or came from another site. Go back, reload the page, and try again.",
     ),
     404: ("There is nothing here", "The device may have another id, or the address may be wrong."),
+    405: ("There is no page here", "This address only takes what a form sends. Open the page that has the form."),
     500: ("Something went wrong", "It is our fault, and the server's log says more."),
     503: ("The registry is busy", "Nothing has changed. Go back, and try again in a few seconds."),
 }

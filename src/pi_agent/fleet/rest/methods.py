@@ -1,4 +1,4 @@
-"""Methods of the addresses for programs. By itself, as every server loads it before it is asked anything."""
+"""Methods that an address does not have. By itself, as every server loads it before it is asked anything."""
 
 from __future__ import annotations
 
@@ -12,11 +12,14 @@ Respond = Callable[[HttpRequest], HttpResponse | StreamingHttpResponse]
 
 
 def methods(get_response: Respond) -> Respond:
-    """Django middleware: HEAD is GET without the content, and a method that an address does not have is a problem, too."""
+    """Django middleware: a method that an address does not have is a problem, too, and a page for people.
+
+    For programs, HEAD is GET without the content.
+    """
 
     def respond(request: HttpRequest) -> HttpResponse | StreamingHttpResponse:
         if not request.path.startswith(PROGRAMS):
-            return get_response(request)
+            return _for_people(request, get_response(request))
         if request.method == "HEAD":
             request.method = "GET"
             return _head(get_response(request))
@@ -30,6 +33,18 @@ def methods(get_response: Respond) -> Respond:
         return refusal
 
     return respond
+
+
+def _for_people(
+    request: HttpRequest, response: HttpResponse | StreamingHttpResponse
+) -> HttpResponse | StreamingHttpResponse:
+    if response.status_code != 405:
+        return response
+    from pi_agent.fleet.pages.views import error_page  # as above
+
+    page = error_page(request, 405)
+    page["Allow"] = response["Allow"]
+    return page
 
 
 def _head(response: HttpResponse | StreamingHttpResponse) -> HttpResponse | StreamingHttpResponse:
