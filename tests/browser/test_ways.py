@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from browser.test_life import DESK, Seat
+from browser.test_life import DESK, HAND, Seat
 from fleet.live import LiveFleet
 
 
@@ -40,3 +40,23 @@ def test_a_link_in_a_chat_leads_to_its_device(chromium: Any, seat: Seat, javascr
     page.get_by_role("button", name="Sign in").click()
     assert page.url == f"{seat.live.issuer}/devices/{device}"
     context.close()
+
+
+@pytest.mark.parametrize("size", [DESK, HAND], ids=["desk", "hand"])
+def test_a_long_name_makes_no_page_wider(chromium: Any, live: LiveFleet, size: dict[str, int]) -> None:
+    """A device chooses its name, board and tags; 64 letters W without a space in each are still within the window."""
+    long = "W" * 64
+    pi = live.enroll(approved=False, name=long, board={"serial": long, "model": long})
+    assert live.cli("tag", pi.client_id, f"+{long}", "--yes", "--reason", long * 3).returncode == 0
+    assert live.cli("operator", "set", "o" * 64, "reader").returncode == 0
+    assert live.cli("token", "make", "o" * 64, "--note", "n" * 64).returncode == 0
+    assert live.cli("webhook", "add", f"https://hooks.example/{'h' * 300}").returncode == 0
+    seat = Seat(chromium, live, viewport=size)
+    every = "/devices?columns=status,tag,model,memory,serial,auth,created"
+    for path in ("/devices", every, "/pending", f"/devices/{pi.client_id}", "/settings", "/audit"):
+        assert seat.go(path).evaluate("document.documentElement.scrollWidth") <= size["width"], path
+    page = seat.go("/devices?query=id:*")
+    page.get_by_role("button", name="Look at the change").click()
+    page.get_by_role("heading", name="Approve 1 device?").wait_for()
+    assert page.evaluate("document.documentElement.scrollWidth") <= size["width"]
+    seat.context.close()

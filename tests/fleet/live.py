@@ -64,13 +64,13 @@ class LiveFleet:
     def ask(self, body: bytes) -> Reply:
         return self.request("POST", "/oauth/token", body, {"content-type": FORM})
 
-    def enroll(self, *, approved: bool = True, **more: Any) -> Pi:
+    def enroll(self, *, approved: bool = True, name: str = "kitchen", **more: Any) -> Pi:
         """A device of this fleet."""
         pi = Pi(issuer=self.issuer, **more)
         kind = {"content-type": "application/json"}
         first = self.request("POST", "/oauth/register", json.dumps(pi.registration(None)).encode(), kind)
         second = self.request(
-            "POST", "/oauth/register", json.dumps(pi.registration(first.json["nonce"])).encode(), kind
+            "POST", "/oauth/register", json.dumps(pi.registration(first.json["nonce"], client_name=name)).encode(), kind
         )
         pi.client_id = second.json["client_id"]
         if approved:
