@@ -30,7 +30,7 @@ TOOLS = ("curl", "jq", "openssl")
 PATIENCE = 60.0
 
 NAMES: list[tuple[str, Callable[[Town], str]]] = [
-    (r"https://fleet\.example(?:\.org)?", lambda town: town.issuer),
+    (r"https://fleet\.example(?:\.org)?(?::8443)?", lambda town: town.issuer),
     (r"https://api\.example|http://127\.0\.0\.1:36361", lambda town: town.api),
     (r"/run/pi-agent/agent\.sock", lambda town: f"{town.home}/kitchen/runtime/agent.sock"),
     (r"/(?:var/lib|etc)/pi-agent(?=/(?:key|board))", lambda town: f"{town.home}/kitchen/state"),

@@ -324,6 +324,7 @@ def test_tls_is_served_directly_and_its_certificate_is_reloaded(tmp_path: Path) 
         tmp_path / "data", "--issuer", "https://127.0.0.1", "--tls-cert", str(cert), "--tls-key", str(key)
     )
     try:
+        assert f"listens on {server.port}: fine behind a proxy" in server.greeting
         before = server.certificate()
         assert server.cli("keys", "list").returncode == 0  # over the local socket
         other, other_key = certificate(tmp_path, "two")

@@ -5,6 +5,7 @@ A reader takes what was written (text, or a value of TOML) and raises ValueError
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -42,10 +43,16 @@ def address(value: Any) -> str:
 def issuer(value: Any) -> str:
     parts = urlsplit(text(value))
     local = parts.scheme == "http" and parts.netloc.rpartition(":")[0] in LOOPBACK
-    plain = parts.netloc and "@" not in parts.netloc and not (parts.path or parts.query or parts.fragment)
+    plain = _may_stand(parts.netloc) and not (parts.path or parts.query or parts.fragment)
     if not plain or not (local or parts.scheme == "https"):
         raise ValueError("https://HOST without a path (http:// on loopback only)")
     return value  # type: ignore[no-any-return]  # text saw a str
+
+
+def _may_stand(netloc: str) -> bool:
+    """Whether it is a host, with a port or without; a user is for databases."""
+    port = netloc.rpartition(":")[2] if re.search(r":[^\]]*$", netloc) else "1"
+    return bool(netloc) and "@" not in netloc and port.isdecimal() and 0 < int(port) < 65536
 
 
 def database(value: Any) -> str:

@@ -28,7 +28,7 @@ import uvicorn
 from pi_agent.errors import ConfigError
 from pi_agent.fleet import folder, logs
 from pi_agent.fleet import settings as fleet_settings
-from pi_agent.fleet.client import command
+from pi_agent.fleet.greeting import greeting
 from pi_agent.fleet.handshakes import Handshakes
 from pi_agent.fleet.protocol import Protocol
 from pi_agent.fleet.room import Room
@@ -187,17 +187,6 @@ def _build(settings: Settings) -> tuple[Application, Housekeeper, str]:
         link = make_link(FIRST, created_by="pi-fleet serve", now=now, settings=settings)
     application = Application(load_authority(settings, now=now))
     return application, Housekeeper(application), greeting(settings, link)
-
-
-def greeting(settings: Settings, link: str) -> str:
-    sign_in = f"{link}  (works once, for 15 minutes)" if link else f"{command(settings)} sign-in-link --operator NAME"
-    return f"""\
-pi-fleet is listening on {"https" if settings.tls_cert else "http"}://{settings.bind}
-  issuer        {settings.issuer}
-  data folder   {settings.data}
-  sign in       {sign_in}
-  first device  {fleet_settings.setup_command(settings.issuer)}
-  then          {command(settings)} devices status:pending"""
 
 
 def listen(settings: Settings) -> socket.socket:
