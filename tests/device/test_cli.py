@@ -149,7 +149,7 @@ def test_what_takes_root_says_so(bare: Home, say: Any, monkeypatch: pytest.Monke
     code, _, err = say("setup", "https://fleet.example")
     assert (code, err) == (
         2,
-        "error: cannot open /x: Permission denied\nhint: it takes root: sudo pi-agent setup ...\n",
+        "error: cannot open /x: Permission denied\nhint: it takes root: sudo pi-agent setup https://fleet.example\n",
     )
 
 

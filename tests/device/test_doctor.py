@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from device.conftest import needs_root
 from device.living import Living, living
 from device.servers import Authority, Request, Script, reply, token
 
@@ -43,6 +44,46 @@ def test_a_healthy_board(pi: Living) -> None:
         assert "✗" not in done.stdout
         assert "✓ token     the server gives one for 1800 s" in done.stdout
         assert "✓ socket    the agent says: token ok" in done.stdout
+
+
+@needs_root
+def test_root_looks_with_the_rights_of_the_agent(pi: Living) -> None:
+    """As it is installed: the folder is the agent's own, and whoever asks is root."""
+    for path in (pi.home / "state", *(pi.home / "state").iterdir()):
+        os.chown(path, 4242, 4242)
+    pi.home.chmod(0o755)
+    for folder in pi.home.parents:
+        if not folder.stat().st_mode & 0o001:
+            folder.chmod(folder.stat().st_mode | 0o011)  # pytest's own, so that another user gets there
+    # Python itself may lie in root's home here, so what it would load later is loaded first.
+    assert (
+        first_cross(pi, "import encodings.ascii, encodings.idna, encodings.latin_1, pi_agent.device.keys.stores")[0]
+        == "socket"
+    )
+
+
+@needs_root
+def test_a_group_that_the_agent_is_not_in(pi: Living) -> None:
+    """It could not give its socket to it, and would not start: told before, with the command."""
+    os.chown(pi.home / "state", 65534, 65534)
+    pi.configure((pi.home / "config.toml").read_text() + '\n[local]\ngroup = "daemon"\n')
+    name, text, hint = first_cross(pi)
+    assert (name, "nobody is not in the group daemon" in text) == ("config", True)
+    assert hint.startswith("sudo usermod -aG daemon nobody; ")
+    assert pi.run("config", "check").returncode == 2
+
+
+def test_a_ca_file_that_cannot_be_read(tmp_path: Path) -> None:
+    """Named with its reason, at the check of TLS and by the agent; not a fault of ours."""
+    with living(tmp_path) as pi:
+        pi.configure(
+            (pi.home / "config.toml").read_text().replace("[server]", f'[server]\nca_file = "{tmp_path}/none.pem"', 1)
+        )
+        done = pi.run("doctor", "--json")
+        crosses = [each for each in json.loads(done.stdout)["findings"] if each["verdict"] == "bad"]
+        assert crosses and all(
+            "none.pem" in each["text"] and each["hint"] for each in crosses if each["name"] != "socket"
+        )
 
 
 def test_no_agent_is_the_sockets_fault(pi: Living) -> None:

@@ -25,6 +25,27 @@ def pi(tmp_path: Path) -> Iterator[Living]:
         yield pi
 
 
+@pytest.mark.parametrize(
+    ("default", "scopes", "asked", "is_granted"),
+    [
+        (("", ""), ["read"], "", False),
+        (("", ""), ["*"], "", True),
+        (("", ""), [], "", True),
+        (("", ""), [], "read", False),
+        (("", "read write"), ["read"], "", False),
+        (("", "read write"), [], "read", True),
+    ],
+)
+def test_e02_no_scope_is_not_less_than_the_rule_grants(
+    default: tuple[str, str], scopes: list[str], asked: str, is_granted: bool
+) -> None:
+    """Who asks for no scope gets all that the server gives, so a rule with scopes does not grant it."""
+    rules = [Rule("[[local.allow]] 1", None, None, [], scopes)]
+    why = refusal(rules, Peer(1000), "", asked, default=default, own_uid=7)
+    assert (why == "") is is_granted
+    assert is_granted or "does not grant uid 1000 a token with" in why
+
+
 def test_a_token_for_another_audience_comes_on_first_demand(pi: Living) -> None:
     """A caller who names an audience waits for its token, is then served from memory, and the first one stays."""
     pi.answers.now = numbered()

@@ -40,8 +40,12 @@ class Rule:
         return self.uid in (None, peer.uid) and (self.gid is None or self.gid in peer.groups)
 
     def grants(self, audience: str, scope: str, default: tuple[str, str]) -> bool:
-        audiences, scopes = self.audiences or [default[0]], self.scopes or default[1].split()
-        return (ANY in audiences or audience in audiences) and (ANY in scopes or set(scope.split()) <= set(scopes))
+        audiences, scopes, asked = self.audiences or [default[0]], self.scopes or default[1].split(), scope.split()
+        if ANY not in audiences and audience not in audiences:
+            return False
+        if not asked and self.scopes:  # the server then gives all that it may, which is more than the rule says
+            return ANY in scopes
+        return ANY in scopes or set(asked) <= set(scopes)
 
 
 def pack(rules: Iterable[Rule]) -> str:
@@ -66,7 +70,8 @@ def refusal(rules: list[Rule], peer: Peer, audience: str, scope: str, *, default
         return ""
     if not rules and (audience, scope) == default:
         return ""
-    what = f"a token{f' for {audience}' if audience else ''}{f' with scope {scope}' if scope else ''}"
+    scopes = f"scope {scope}" if scope else "whatever scopes the server gives"
+    what = f"a token{f' for {audience}' if audience else ''} with {scopes}"
     if not rules:
         return f"uid {peer.uid} may have the configured token only, not {what}: there is no [[local.allow]] rule"
     own = [rule for rule in rules if rule.speaks_of(peer)]

@@ -39,14 +39,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         code: int = _command(args.command).run(args)
         sys.stdout.flush()
     except PiAgentError as error:
-        return _report(error, args)
+        return _report(error, args, arguments)
     except KeyboardInterrupt:
         return 130
     except BrokenPipeError:
         return _stop_writing()  # the reader has left; nothing more to say to it
     except OSError as error:
         where = f"{error.filename}: " if error.filename else ""
-        return _stop_writing(_report(PiAgentError(f"{where}{error.strerror or error}"), args))
+        return _stop_writing(_report(PiAgentError(f"{where}{error.strerror or error}"), args, arguments))
     return code
 
 
@@ -87,10 +87,10 @@ def _command(name: str) -> ModuleType:
     return importlib.import_module("pi_agent.device.commands." + name.replace("-", "_"))
 
 
-def _report(error: PiAgentError, args: argparse.Namespace) -> int:
+def _report(error: PiAgentError, args: argparse.Namespace, arguments: list[str]) -> int:
     if args.debug:
         raise error
-    text, hint = _explain(error, args)
+    text, hint = _explain(error, args, arguments)
     if getattr(args, "json", False):
         print(json.dumps({"schema": "pi-agent.error/1", "error": text, "hint": hint}))
     sys.stderr.write(f"error: {text}\n")
@@ -99,10 +99,13 @@ def _report(error: PiAgentError, args: argparse.Namespace) -> int:
     return error.exit_code
 
 
-def _explain(error: PiAgentError, args: argparse.Namespace) -> tuple[str, str | None]:
+def _explain(error: PiAgentError, args: argparse.Namespace, arguments: list[str]) -> tuple[str, str | None]:
     """The error and its hint, for whoever has typed this command: two causes are known here alone."""
-    if isinstance(error.__cause__, PermissionError) and os.geteuid() != 0:
-        return str(error), f"it takes root: sudo pi-agent {args.command} ..."
+    is_closed = isinstance(error.__cause__, PermissionError) and getattr(error, "reason", "") != "permission"
+    if is_closed and os.geteuid() != 0:
+        import shlex
+
+        return str(error), f"it takes root: sudo pi-agent {shlex.join(arguments)}"
     if getattr(error, "reason", "") == "no-agent":
         settings = args.config or os.environ.get("PI_AGENT_CONFIG") or "/etc/pi-agent/config.toml"
         if not os.path.exists(settings):  # noqa: PTH110  # pathlib is dear, and a token is asked for often

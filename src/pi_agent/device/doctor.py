@@ -11,6 +11,7 @@ import socket
 import ssl
 import time
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,7 @@ from pi_agent.errors import AgentError, PiAgentError, TransportError
 PATIENCE = 5.0
 NOT_AT_THIS_TIME = (9, 10)  # X509_V_ERR_CERT_NOT_YET_VALID and X509_V_ERR_CERT_HAS_EXPIRED of OpenSSL's x509_vfy.h
 SYNCHRONISED = Path("/run/systemd/timesync/synchronized")
+AS_THE_AGENT = ("identity", "key", "token")  # with its rights, in a folder that is its own
 OK, WARNING, BAD, SKIPPED = "ok", "warning", "bad", "skipped"
 
 
@@ -66,7 +68,8 @@ class Doctor:
                 yield Finding(name, SKIPPED, f"not tried: {broken} comes first")
                 continue
             try:
-                finding = check()
+                with files.as_owner_of(self.settings.state) if name in AS_THE_AGENT else nullcontext():
+                    finding = check()
             except StopHere as stop:
                 broken, finding = broken or stop.finding.name, stop.finding
             except PiAgentError as error:
@@ -98,6 +101,7 @@ class Doctor:
         self.settings = config.load(self._flags)
         for rule in self.settings.allow:
             preparation.resolve(rule)
+        preparation.socket_gid(self.settings)
         return Finding("config", OK, f"{self.settings.config}: {_count(self.settings)}")
 
     def _board(self) -> Finding:
@@ -128,7 +132,7 @@ class Doctor:
             wrong = "" if self.settings.server_proxy else hearsay.difference(url)
         if wrong:
             self._clock_is_wrong = True
-            return Finding("clock", BAD, wrong, worker.CLOCK_HINT)
+            return Finding("clock", BAD, wrong, hearsay.CLOCK_HINT)
         if not SYNCHRONISED.exists():
             return Finding("clock", OK, f"{said}, not known to be synchronised", "timedatectl timesync-status")
         return Finding("clock", OK, f"{said}, synchronised")
@@ -166,7 +170,13 @@ class Doctor:
             return Finding("tls", WARNING, "plain http, to this machine")
         if self.settings.server_proxy:
             return Finding("tls", OK, "through the proxy: seen with the next check")
-        context = ssl.create_default_context(cafile=self.settings.server_ca_file or None)
+        try:
+            context = ssl.create_default_context(cafile=self.settings.server_ca_file or None)
+        except OSError as error:
+            path = self.settings.server_ca_file
+            raise StopHere(
+                Finding("tls", BAD, f"cannot use {path}: {error.strerror or error}", f"ls -l {path}")
+            ) from None
         try:
             with (
                 socket.create_connection(self._address, PATIENCE) as plain,
@@ -176,7 +186,7 @@ class Doctor:
         except ssl.SSLCertVerificationError as error:
             hint = f"openssl s_client -connect {self._address[0]}:{self._address[1]}"
             if self._clock_is_wrong and error.verify_code in NOT_AT_THIS_TIME:
-                hint = worker.CLOCK_HINT
+                hint = hearsay.CLOCK_HINT
             raise StopHere(Finding("tls", BAD, f"the certificate: {error.verify_message}", hint)) from None
         except OSError as error:
             raise StopHere(Finding("tls", BAD, f"the handshake failed: {error.strerror or error}")) from None

@@ -233,4 +233,5 @@ def _forget(name: str, directory: int) -> None:
 
 def _failed(what: str, path: Path, error: OSError) -> KeyFileError:
     kind = KeyFileError if error.errno in (errno.ELOOP, errno.EACCES) else KeyStoreError  # a link, or another's file
-    return kind(f"cannot {what} {path}: {error.strerror}", path=str(path), hint=f"ls -ld {path.parent}")
+    look = f"df {path.parent}" if error.errno in (errno.ENOSPC, errno.EDQUOT) else f"ls -ld {path.parent}"
+    return kind(f"cannot {what} {path}: {error.strerror}", path=str(path), hint=look)

@@ -17,6 +17,17 @@ from pi_agent.errors import PiAgentError
 
 PATIENCE = 5.0
 SKEW = 300
+DATE_WORDS = ("expired", "not yet valid")  # OpenSSL's, about a certificate
+CLOCK_HINT = "set the clock: timedatectl; sudo systemctl restart systemd-timesyncd"
+
+
+def wrong_clock(url: str, failure: str, *, proxied: bool = False) -> str:
+    """Why TLS with the server at ``url`` may have failed because of our clock, or ""; ``failure`` is what TLS said."""
+    if not clock.is_plausible(time.time()):
+        return "the clock is wrong"
+    about_dates = any(word in failure for word in DATE_WORDS)
+    wrong = difference(url) if about_dates and not proxied else ""
+    return f"the clock is wrong: {wrong}" if wrong else ""
 
 
 def difference(url: str) -> str:

@@ -58,7 +58,7 @@ def prepare(flags: Mapping[str, Any]) -> dict[str, str]:
         "spread": str(settings.token_spread),
         "phase": f"{_phase(known.kid):.6f}",
         "allow": allow.pack(map(resolve, settings.allow)),
-        "socket_gid": str(_gid(settings.local_group, settings.origins["local.group"])) if settings.local_group else "",
+        "socket_gid": socket_gid(settings),
         "token_file": settings.sinks_token_file,
         "environment_file": settings.sinks_environment_file,
         "hooks": settings.sinks_hooks,
@@ -107,6 +107,22 @@ def resolve(rule: config.AllowRule) -> allow.Rule:
     uid = _uid(rule.user, rule.label) if rule.user else None
     gid = _gid(rule.group, rule.label) if rule.group else None
     return allow.Rule(rule.label, uid, gid, list(rule.audiences), list(rule.scopes))
+
+
+def socket_gid(settings: config.Settings) -> str:
+    """The number of ``local.group``, "" without one. Raises ConfigError when the agent's user may not give it anything."""
+    if not settings.local_group:
+        return ""
+    gid = _gid(settings.local_group, settings.origins["local.group"])
+    with files.as_owner_of(settings.state):
+        if os.geteuid() != 0 and gid not in (os.getegid(), *os.getgroups()):
+            user = pwd.getpwuid(os.geteuid()).pw_name
+            raise ConfigError(
+                f"{settings.origins['local.group']}: {user} is not in the group {settings.local_group}, so it cannot give it anything",
+                key="local.group",
+                hint=f"sudo usermod -aG {settings.local_group} {user}; sudo systemctl restart pi-agent",
+            )
+    return str(gid)
 
 
 def _sees_all_users() -> bool:

@@ -162,8 +162,8 @@ class Transport:
         return answer
 
     def _harden(self, session: _Session) -> _Session:
-        if isinstance(self._verify, str) and not Path(self._verify).is_file():
-            raise ConfigError(f"server.ca_file names no file: {self._verify}", key="server.ca_file")
+        if isinstance(self._verify, str):
+            check_ca_file(self._verify)
         session.trust_env = False
         session.max_redirects = 0
         session.cookies.set_policy(DefaultCookiePolicy(allowed_domains=[]))
@@ -173,6 +173,16 @@ class Transport:
             session.mount("http://", _BoundedAdapter())
         session.headers["Accept-Encoding"] = "identity"
         return session
+
+
+def check_ca_file(path: str) -> None:
+    """Raise ConfigError unless the authorities that are to be trusted can be read by this user."""
+    try:
+        with Path(path).open("rb"):
+            return
+    except OSError as error:
+        text = f"cannot read server.ca_file, {path}: {error.strerror}"
+        raise ConfigError(text, key="server.ca_file", hint=f"ls -lL {path}") from error
 
 
 class _FormClient(ServiceApplicationClient):
@@ -285,7 +295,7 @@ def _translated(request: Callable[[], _Result]) -> _Result:
         raise TransportError(
             "the server's certificate is not trusted, or TLS failed: " + _words(error),
             reason="tls",
-            hint="look at the clock (date), the name in server.issuer, and server.ca_file",
+            hint="look at the clock (date), at the server's name, and for an authority of your own at --ca-file (server.ca_file)",
         ) from None
     except requests.exceptions.ProxyError as error:
         raise TransportError("the proxy is of no help: " + _words(error), reason="proxy") from None

@@ -32,8 +32,6 @@ PENDING_ERROR = "authorization_pending"  # RFC 8628 section 3.5
 BUSY_ERRORS = ("slow_down", "temporarily_unavailable", "server_error")  # RFC 8628 section 3.5, RFC 6749 section 4.1.2.1
 CLOCK_ERRORS = ("invalid_grant", "invalid_client", "invalid_request", "unauthorized_client")
 POSTPONED = "the key is not rotated yet"
-DATE_WORDS = ("expired", "not yet valid")  # OpenSSL's, about a certificate
-CLOCK_HINT = "set the clock: timedatectl; sudo systemctl restart systemd-timesyncd"
 
 Fields = dict[str, str | int]
 
@@ -121,7 +119,7 @@ class Attempt:
         elif isinstance(error, TransportError):
             answer["reason"] = error.reason
             if error.reason == "tls" and (wrong := self._wrong_clock(str(error))):
-                answer |= {"reason": "clock", "hint": CLOCK_HINT, "message": f"{wrong}, so {error}"}
+                answer |= {"reason": "clock", "hint": hearsay.CLOCK_HINT, "message": f"{wrong}, so {error}"}
         if isinstance(error, OAuthError | TransportError) and error.retry_after is not None:
             answer["retry_after"] = error.retry_after
         return answer
@@ -136,12 +134,8 @@ class Attempt:
 
     def _wrong_clock(self, failure: str) -> str:
         """Why TLS may have failed because of our clock, or ""."""
-        if not clock.is_plausible(time.time()):
-            return "the clock is wrong"
-        proxied, about_dates = self._settings["server_proxy"], any(word in failure for word in DATE_WORDS)
         url = self._settings["server_token_endpoint"] or self._known.token_endpoint
-        wrong = hearsay.difference(url) if about_dates and not proxied else ""
-        return f"the clock is wrong: {wrong}" if wrong else ""
+        return hearsay.wrong_clock(url, failure, proxied=bool(self._settings["server_proxy"]))
 
     def _profile_and_key(self) -> tuple[request.Profile, KeyStore]:
         known = self._known = identity.load(self._state)
@@ -217,7 +211,9 @@ class Attempt:
         if now is None:
             said = time.strftime("%Y-%m-%d", time.gmtime(max(0.0, min(time.time(), 2.0**31 - 1))))
             raise TransportError(
-                f"the clock is wrong (it says {said}), and the server told no time", reason="clock", hint=CLOCK_HINT
+                f"the clock is wrong (it says {said}), and the server told no time",
+                reason="clock",
+                hint=hearsay.CLOCK_HINT,
             )
         return now
 

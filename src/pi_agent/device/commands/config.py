@@ -31,6 +31,7 @@ def run(args: argparse.Namespace) -> int:
     if args.action == "check":
         for rule in settings.allow:
             preparation.resolve(rule)
+        preparation.socket_gid(settings)
         warnings = preparation.warnings(settings)
         if args.json:
             print(json.dumps({"schema": "pi-agent.config-check/1", "warnings": warnings}))

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pi_agent import words
-from pi_agent.errors import UsageError
+from pi_agent.errors import ConfigError, TransportError, UsageError
 
 if TYPE_CHECKING:
     from pi_agent.device.config import Settings
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 HELP = "enroll this board at a server"
 PENDING = "pending"
+HIDDEN = ("/home", "/root", "/run/user", "/tmp", "/var/tmp")  # noqa: S108  # ProtectHome= and PrivateTmp= of the unit
 POLL = 3.0
 NEXT = {
     "rejected": "an operator who thinks better of it runs: pi-fleet approve {id}",
@@ -71,6 +72,7 @@ def run(args: argparse.Namespace) -> int:
     from pi_agent.device.worker import agent_claims
 
     enrollment_token = _enrollment_token(args)
+    args.server_ca_file = _ca_file(args.server_ca_file, args.config)
     settings = config.load(vars(args) | {"server_issuer": args.url})
     issuer = args.url.rstrip("/") if settings.server_preset == "pi-fleet" else args.url
     board = probe(str(settings.root))
@@ -143,6 +145,23 @@ def _register_client(
     )
 
 
+def _ca_file(name: str | None, config: str | None) -> str | None:
+    """The whole path of the authorities to trust, where the service will read them, too. Raises ConfigError."""
+    from pi_agent.device.transport import check_ca_file
+
+    if not name:
+        return name
+    path = Path(name).resolve()
+    check_ca_file(str(path))
+    if not config and "PI_AGENT_CONFIG" not in os.environ and any(path.is_relative_to(each) for each in HIDDEN):
+        raise ConfigError(
+            f"the service cannot read {path}: it sees nothing below {', '.join(HIDDEN)}",
+            key="server.ca_file",
+            hint=f"sudo install -m 644 {path} /etc/pi-agent/ca.pem; and give --ca-file /etc/pi-agent/ca.pem",
+        )
+    return str(path)
+
+
 def _enrollment_token(args: argparse.Namespace) -> str:
     """From a file or the environment, never from the command line, which every user of the machine can read."""
     name = args.enrollment_token_file
@@ -157,11 +176,19 @@ def _enrollment_token(args: argparse.Namespace) -> str:
 
 
 def discover(transport: Transport, settings: Settings, issuer: str) -> Metadata:
-    from pi_agent.device import discovery
+    """What the server says of itself; where TLS fails, our clock is looked at first."""
+    from pi_agent.device import discovery, hearsay
 
-    return discovery.discover(
-        transport, issuer, loopback_http=settings.server_loopback_http, which=settings.server_discovery
-    )
+    try:
+        return discovery.discover(
+            transport, issuer, loopback_http=settings.server_loopback_http, which=settings.server_discovery
+        )
+    except TransportError as error:
+        proxied = bool(settings.server_proxy)
+        wrong = hearsay.wrong_clock(issuer, str(error), proxied=proxied) if error.reason == "tls" else ""
+        if not wrong:
+            raise
+        raise TransportError(f"{wrong}, so {error}", reason="clock", hint=hearsay.CLOCK_HINT) from error
 
 
 def _write_config(settings: Settings, issuer: str) -> None:

@@ -49,7 +49,8 @@ def lines(status: dict[str, Any]) -> str:
     rows += [("warning", warning) for warning in status["warnings"][:2]]
     if failure:
         rows.append(("why", failure["message"]))
-        rows.append(("next step", failure["hint"] or "pi-agent doctor"))
+        approve = f"an operator runs: pi-fleet approve {status['client_id']}" if status["state"] == "pending" else ""
+        rows.append(("next step", failure["hint"] or approve or "sudo pi-agent doctor"))
     return "\n".join(f"{name:<11}{value}" for name, value in rows[:MOST_LINES])
 
 
