@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from typing import Any
 
 from django.db import transaction
@@ -11,13 +12,14 @@ from django.shortcuts import redirect, render
 from django.views.decorators.http import require_GET
 
 from pi_agent.catalogue import AUDIT_FIELDS
-from pi_agent.errors import PiAgentError, QueryError, UsageError
-from pi_agent.fleet import access, audit, enrolling, history, registry, settings, webhooks
-from pi_agent.fleet.audit import Event
+from pi_agent.errors import ConflictError, PiAgentError, QueryError, UsageError
+from pi_agent.fleet import access, audit, database, enrolling, history, registry, settings, webhooks
+from pi_agent.fleet.audit import Actor, Event
 from pi_agent.fleet.models import Delivery, Operator, OperatorToken, Webhook
 from pi_agent.fleet.pages import show
 from pi_agent.fleet.pages.guard import caller_of, page
 from pi_agent.fleet.pages.listing import link
+from pi_agent.fleet.pages.once import first_time
 
 LINES = 50
 TTLS = {"1 hour": 3600, "1 day": 86400, "7 days": 7 * 86400, "30 days": 30 * 86400}
@@ -57,6 +59,8 @@ def enrollment(request: HttpRequest) -> HttpResponseBase:
     if request.method == "POST":
         try:
             context |= _enrollment(request)
+            if "made" not in context:
+                return redirect(request.path)
         except PiAgentError as error:
             context |= {"problem": error}
     now = int(time.time())
@@ -69,7 +73,7 @@ def enrollment(request: HttpRequest) -> HttpResponseBase:
         for row in enrolling.good(now)
     ]
     context["setup"] = settings.setup_command(settings.current().issuer)
-    return render(request, "enrollment.html", context, status=400 if "problem" in context else 200)
+    return render(request, "enrollment.html", context, status=_status(context))
 
 
 def _enrollment(request: HttpRequest) -> dict[str, Any]:
@@ -80,8 +84,15 @@ def _enrollment(request: HttpRequest) -> dict[str, Any]:
     uses = _number(request.POST.get("uses", ""), enrolling.MAX_USES)
     ttl = TTLS.get(request.POST.get("ttl", ""), 86400)
     serial = request.POST.get("serial", "").strip()[:64] or None
-    token, row = enrolling.make(uses, ttl, serial, actor=actor, now=now)
+    with transaction.atomic():
+        first_time(request)
+        token, row = enrolling.make(uses, ttl, serial, actor=actor, now=now)
     return {"made": token, "made_row": row}
+
+
+def _status(context: Mapping[str, Any]) -> int:
+    problem = context.get("problem")
+    return 409 if isinstance(problem, ConflictError) else 400 if problem else 200
 
 
 def _number(text: str, most: int) -> int:
@@ -122,7 +133,7 @@ def office(request: HttpRequest) -> HttpResponseBase:
             ("Scopes of a new device", chosen.scopes),
         ),
     }
-    return render(request, "settings.html", context, status=400 if "problem" in context else 200)
+    return render(request, "settings.html", context, status=_status(context))
 
 
 def _settle(request: HttpRequest) -> dict[str, Any]:
@@ -130,18 +141,23 @@ def _settle(request: HttpRequest) -> dict[str, Any]:
     field = {name: request.POST.get(name, "").strip() for name in ("name", "role", "note", "prefix", "url")}
     role = field["role"] if field["role"] in access.ROLES else "reader"
     match what:
+        case "add":
+            _add(access.check_name(field["name"]), role, actor=actor, now=now)
         case "role":
             access.set_role(access.check_name(field["name"]), role, actor=actor, now=now)
         case "remove":
             access.set_role(field["name"], None, actor=actor, now=now)
         case "token":
             note = show.one_line(field["note"])[:64]
-            token, row = access.make_token(field["name"], role, seconds=90 * 86400, note=note, actor=actor, now=now)
+            with transaction.atomic():
+                first_time(request)
+                token, row = access.make_token(field["name"], role, seconds=90 * 86400, note=note, actor=actor, now=now)
             return {"made": token, "made_row": row}
         case "revoke":
             access.revoke_token(field["prefix"], actor=actor, now=now)
         case "webhook":
             with transaction.atomic():
+                first_time(request)
                 hook = webhooks.add(field["url"], request.POST.getlist("event"), by=actor.name, now=now)
                 detail = {"url": hook.url, "events": hook.events}
                 audit.record([Event("webhook.add", detail=detail)], actor=actor, now=now)
@@ -151,6 +167,16 @@ def _settle(request: HttpRequest) -> dict[str, Any]:
                 if Webhook.objects.filter(url=field["url"]).delete()[0]:
                     audit.record([Event("webhook.remove", detail={"url": field["url"]})], actor=actor, now=now)
     return {}
+
+
+def _add(name: str, role: str, *, actor: Actor, now: int) -> None:
+    """Somebody new: who is an operator already would lose a role unseen."""
+    with transaction.atomic():
+        database.lock("operators")
+        if known := access.role_of(name):
+            hint = "to change the role, choose another one beside the name, and press Set"
+            raise ConflictError(f"{name} is an operator already: {known}", hint=hint)
+        access.set_role(name, role, actor=actor, now=now)
 
 
 @require_GET
