@@ -42,6 +42,7 @@ def steps(lab: Lab) -> Generator[Step, None, None]:
     with lab.boot(binds=binds) as machine:
         yield "fleet server: starts in its sandbox, and answers", lambda: _start(machine)
         yield "fleet server: root on this machine is its operator", lambda: _operate(machine)
+        yield "fleet server: takes a reload, and goes on", lambda: _reload(machine)
         yield "fleet server: ends when it is told to", lambda: _stop(machine)
 
 
@@ -67,6 +68,13 @@ def _operate(machine: Machine) -> None:
     shown = machine.run(FLEET, "--data", "/var/lib/pi-fleet", "devices", "-o", "json")
     same(json.loads(shown)["items"], [])
     same(machine.run("find", "/var/lib/pi-fleet", "-not", "-user", "pi-fleet"), "")
+
+
+def _reload(machine: Machine) -> None:
+    before = machine.show("pi-fleet", "MainPID")
+    machine.run("systemctl", "reload", "pi-fleet")
+    _operate(machine)
+    same(machine.show("pi-fleet", "MainPID"), before)
 
 
 def _stop(machine: Machine) -> None:

@@ -10,6 +10,7 @@ import signal
 import socket
 import sqlite3
 import stat
+import subprocess
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -199,6 +200,25 @@ def test_sigterm_ends_it_cleanly_and_nothing_secret_was_said(tmp_path: Path) -> 
         assert fleet.stop() == (0, "")
         assert time.monotonic() - begin < server.GRACE_SECONDS
     assert not (fleet.data / "fleet.sock").exists()
+
+
+def test_a_reload_that_comes_too_early_ends_nothing(tmp_path: Path) -> None:
+    """systemd does not start again what SIGHUP has ended, so that the server would stay away."""
+    process = subprocess.Popen(
+        [*COMMAND, "--data", str(tmp_path / "data"), "serve", "--bind", "127.0.0.1:0"],
+        stderr=subprocess.PIPE,
+        text=True,
+        env=CLEAN,
+    )
+    assert process.stderr is not None
+    while not (tmp_path / "data" / "fleet.lock").exists():
+        assert process.poll() is None
+        time.sleep(0.01)
+    process.send_signal(signal.SIGHUP)
+    assert "listening" in process.stderr.readline()
+    process.send_signal(signal.SIGTERM)
+    process.communicate()
+    assert process.returncode == 0
 
 
 def test_b23_a_used_assertion_outlives_kill_9(tmp_path: Path) -> None:

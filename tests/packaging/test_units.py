@@ -53,6 +53,11 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
+def test_the_fleet_server_can_be_reloaded() -> None:
+    """As the documentation says of a renewed certificate: ``systemctl reload pi-fleet`` sends SIGHUP."""
+    assert unit("pi-fleet.service")["Service"]["ExecReload"] == "/bin/kill -HUP $MAINPID"
+
+
 @needs_systemd
 def test_units_verify(folder: Path) -> None:
     """Every unit is accepted without a word."""
