@@ -25,6 +25,7 @@ from pi_agent.fleet.api import api
 from pi_agent.fleet.wire import LocalConnection
 
 DOCUMENT: dict[str, Any] = json.loads(json.dumps(api.get_openapi_schema()))
+PROBLEM = DOCUMENT["components"]["schemas"]["Problem"]
 OPERATIONS = [(method.upper(), path) for path, methods in DOCUMENT["paths"].items() for method in methods]
 EXAMPLES = 25
 # Words that mean something here, so that more than the first check of a route is reached.
@@ -100,7 +101,7 @@ def perhaps(valid: st.SearchStrategy[Any]) -> st.SearchStrategy[Any]:
 def inputs(method: str, path: str) -> st.SearchStrategy[tuple[dict[str, Any], dict[str, Any], Any]]:
     """(values in the path, values in the query, the body or None) for an operation."""
     operation = DOCUMENT["paths"][path][method.lower()]
-    places: dict[str, dict[str, Any]] = {"path": {}, "query": {}}
+    places: dict[str, dict[str, Any]] = {"path": {}, "query": {}, "header": {}}
     for parameter in operation.get("parameters", ()):
         places[parameter["in"]][parameter["name"]] = perhaps(of_schema(parameter["schema"]))
     content = operation.get("requestBody", {}).get("content", {}).get("application/json")
@@ -120,11 +121,11 @@ def _spoiled(parts: tuple[dict[str, Any], Any, int]) -> dict[str, Any]:
     return {**members, names[place % len(names)]: other} if names else {"": other}
 
 
-def ask(live: LiveFleet, method: str, target: str, body: Any) -> Reply:
+def ask(live: LiveFleet, method: str, target: str, body: Any, **headers: str) -> Reply:
     """As the owner of the fleet, over its socket, where nobody is told to come less often."""
     data = b"" if body is None else json.dumps(body).encode()
     with contextlib.closing(LocalConnection(str(live.data / "fleet.sock"), 20)) as connection:
-        connection.request(method, target, data, {"content-type": "application/json"})
+        connection.request(method, target, data, {"content-type": "application/json"} | headers)
         answer, whole = connection.getresponse(), b""
         while part := answer.read1(65536):
             whole += part
@@ -134,6 +135,68 @@ def ask(live: LiveFleet, method: str, target: str, body: Any) -> Reply:
 def target(path: str, within: dict[str, Any], query: dict[str, Any]) -> str:
     segments = {name: quote(str(value), safe="", errors="replace") or "-" for name, value in within.items()}
     return path.format(**segments) + "?" + urlencode(query, doseq=False, errors="replace")
+
+
+def check_problem(reply: Reply) -> None:
+    """A refusal is what the document says that it is."""
+    kinds = {"string": str, "integer": int}
+    for name, value in reply.json.items():
+        assert isinstance(value, kinds[PROBLEM["properties"][name]["type"]]), name
+    assert set(PROBLEM["required"]) <= set(reply.json)
+    assert reply.json["status"] == reply.status
+    assert reply.json["detail"]
+
+
+def test_each_operation_has_a_name_and_refusals() -> None:
+    """A short name of its own, for whoever makes a client of the document, and one form for every refusal."""
+    described = [operation for methods in DOCUMENT["paths"].values() for operation in methods.values()]
+    names = [operation["operationId"] for operation in described]
+    assert len(set(names)) == len(names) == len(OPERATIONS)
+    assert all(name.replace("_", "").isalpha() and len(name) <= 25 for name in names), names
+    for operation in described:
+        refusals = [operation["responses"][status]["content"] for status in ("4XX", "5XX")]
+        schemas = [content["application/problem+json"]["schema"]["$ref"] for content in refusals]
+        assert schemas == ["#/components/schemas/Problem"] * 2
+
+
+def parameters(place: str) -> list[tuple[str, str, dict[str, Any]]]:
+    """(method, path, parameter) for each parameter that is sent in this place."""
+    return [
+        (method, path, one)
+        for method, path in OPERATIONS
+        for one in DOCUMENT["paths"][path][method.lower()]["parameters"]
+        if one["in"] == place
+    ]
+
+
+def test_each_bound_is_where_the_document_says(live: LiveFleet) -> None:
+    """What may be asked for is answered, and what is one beyond it is refused."""
+    seen = set()
+    for method, path, one in parameters("query"):
+        schema, name = one["schema"], one["name"]
+        edges = [(schema[bound], step) for bound, step in (("minimum", -1), ("maximum", 1)) if bound in schema]
+        good = schema.get("enum", [edge for edge, _ in edges])
+        bad = ["nothing"] if "enum" in schema else [edge + step for edge, step in edges]
+        for values, statuses in ((good, {200}), (bad, {400})):
+            found = {ask(live, method, f"{path}?{urlencode({name: value})}", None).status for value in values}
+            assert found <= statuses, (path, name)
+        seen |= {(path.rpartition("/")[2], name)} if good else set()
+    lists = {("devices", "limit"), ("audit", "limit"), ("devices", "sort"), ("counts", "by")}
+    assert seen == lists | {("devices.csv", "sort"), ("devices.jsonl", "sort")}
+
+
+def test_each_header_does_what_the_document_says(live: LiveFleet) -> None:
+    """A key that is too long is no key, and a device is not as somebody else has read it."""
+    found = parameters("header")
+    assert {(method, path) for method, path, _ in found} == {one for one in OPERATIONS if one[0] != "GET"}
+    for method, path, one in found:
+        if one["name"] == "Idempotency-Key":
+            reply = ask(live, method, path, {}, **{"idempotency-key": "x" * (one["schema"]["maxLength"] + 1)})
+            assert (reply.status, "Idempotency-Key" in reply.json["detail"]) == (400, True), path
+        else:
+            assert one["name"] == "If-Match"
+            body = {"query": "id:*", "max": 9, "reason": "x"} | ({"add": ["x"]} if path.endswith("/tag") else {})
+            assert ask(live, method, path, body, **{"if-match": '"other"'}).status == 412, path
 
 
 def test_the_server_gives_out_this_document(live: LiveFleet) -> None:
@@ -154,7 +217,6 @@ def test_no_request_is_a_server_error(live: LiveFleet, method: str, path: str) -
         reply = ask(live, method, target(path, within, query), body)
         assert reply.status < 500, reply.body
         if reply.status >= 400:
-            assert reply.json["status"] == reply.status
-            assert reply.json["detail"]
+            check_problem(reply)
 
     check()

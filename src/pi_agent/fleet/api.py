@@ -11,17 +11,17 @@ from collections.abc import Sequence
 
 from django.db import DatabaseError, DataError
 from django.http import HttpRequest, HttpResponse
-from ninja import NinjaAPI
 from ninja.errors import AuthenticationError, HttpError, ValidationError
 
 from pi_agent.errors import PiAgentError
 from pi_agent.fleet.rest import authority, devices, enrolling, log, people
 from pi_agent.fleet.rest.common import Needs, TooOftenError, around, strict
+from pi_agent.fleet.rest.document import Interface
 from pi_agent.fleet.rest.problems import problem, refusal, stranger
 
 WORDS = {"extra_forbidden": "there is no such member", "model_attributes_type": "a JSON object is wanted"}
 
-api = NinjaAPI(
+api = Interface(
     title="pi-fleet",
     version="1",
     docs_url=None,

@@ -188,7 +188,7 @@ def interface(request: HttpRequest) -> HttpResponse:
     paths = dict(api.get_openapi_schema())["paths"]
     routes = [
         {"method": method.upper(), "path": path, "summary": about.get("summary", ""), "words": about.get("description", ""),
-         "role": about.get("x-role", "admin"), "parameters": about.get("parameters", ())}
+         "role": about.get("x-role", "admin"), "parameters": [one for one in about["parameters"] if one["in"] != "header"]}
         for path, methods in paths.items()
         for method, about in methods.items()
     ]  # fmt: skip

@@ -76,7 +76,7 @@ def list_keys(request: HttpRequest) -> dict[str, Any]:
 
 
 @router.post("/keys", **needs("admin"))
-def rotate_keys(request: HttpRequest, body: RotationRequest) -> dict[str, Any]:
+def rotate_signing_key(request: HttpRequest, body: RotationRequest) -> dict[str, Any]:
     """A new signing key."""
     at = now()
     with transaction.atomic():

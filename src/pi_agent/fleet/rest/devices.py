@@ -11,7 +11,7 @@ from ninja import Router
 from pydantic import Field
 
 from pi_agent.catalogue import FIELDS, KINDS
-from pi_agent.fleet import changes, export, pending, registry, suggestions, views
+from pi_agent.fleet import changes, export, paging, pending, registry, suggestions, views
 from pi_agent.fleet.access import Caller
 from pi_agent.fleet.changes import Change, Chosen
 from pi_agent.fleet.pages.show import one_line
@@ -19,6 +19,10 @@ from pi_agent.fleet.rest.common import Body, actor_of, needs, now
 
 router = Router(tags=["devices"])
 QueryText = Annotated[str, Field(max_length=2000)]
+Limit = Annotated[int, Field(ge=1, le=registry.MAX_LIMIT)]
+# What these may be is described here, and refused where it is read, with words that help.
+Sort = Annotated[str, Field(json_schema_extra={"enum": [f"{way}{name}" for way in ("", "-") for name in paging.SORTS]})]
+By = Annotated[str, Field(json_schema_extra={"enum": [*registry.COUNTED]})]
 Reason = Annotated[str, Field(max_length=200)]
 Tag = Annotated[str, Field(min_length=1, max_length=64)]
 
@@ -47,7 +51,7 @@ class TagRequest(ChangeRequest):
 
 @router.get("/devices", **needs("reader"))
 def list_devices(
-    request: HttpRequest, query: QueryText = "", limit: int = 100, sort: str = "id", cursor: str = ""
+    request: HttpRequest, query: QueryText = "", limit: Limit = 100, sort: Sort = "id", cursor: str = ""
 ) -> dict[str, Any]:
     """The devices of a query, a page at a time. ``next`` is the cursor of the next page, null at the end."""
     page = registry.find(views.expand(query), now=now(), limit=limit, sort=sort, cursor=cursor)
@@ -64,7 +68,7 @@ def list_devices(
 
 
 @router.get("/counts", **needs("reader"))
-def count_devices(request: HttpRequest, by: str, query: QueryText = "") -> dict[str, Any]:
+def count_devices(request: HttpRequest, by: By, query: QueryText = "") -> dict[str, Any]:
     """How many devices of a query there are for each value of a field."""
     counts = registry.count_by(views.expand(query), by, now=now())
     items = [{"value": value, "count": count} for value, count in counts.counts]
@@ -80,7 +84,7 @@ def count_devices(request: HttpRequest, by: str, query: QueryText = "") -> dict[
 
 @router.get("/devices.csv", **needs("reader"))
 def export_csv(
-    request: HttpRequest, query: QueryText = "", columns: str = "", sort: str = "created"
+    request: HttpRequest, query: QueryText = "", columns: str = "", sort: Sort = "created"
 ) -> StreamingHttpResponse:
     """All devices of a query as CSV."""
     return streamed("csv", query, columns, sort)
@@ -88,7 +92,7 @@ def export_csv(
 
 @router.get("/devices.jsonl", **needs("reader"))
 def export_jsonl(
-    request: HttpRequest, query: QueryText = "", columns: str = "", sort: str = "created"
+    request: HttpRequest, query: QueryText = "", columns: str = "", sort: Sort = "created"
 ) -> StreamingHttpResponse:
     """All devices of a query as JSON lines."""
     return streamed("jsonl", query, columns, sort)

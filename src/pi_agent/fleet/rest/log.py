@@ -14,6 +14,7 @@ from pi_agent.fleet.registry import describe_event, rfc3339
 from pi_agent.fleet.rest.common import Body, actor_of, needs, now
 
 router = Router(tags=["audit and views"])
+Limit = Annotated[int, Field(ge=1, le=history.MAX_LIMIT)]
 QueryText = Annotated[str, Field(max_length=2000)]
 
 
@@ -26,7 +27,7 @@ class ViewRequest(Body):
 
 
 @router.get("/audit", **needs("reader"))
-def list_events(request: HttpRequest, query: QueryText = "", limit: int = 100, before: int = 0) -> dict[str, Any]:
+def list_events(request: HttpRequest, query: QueryText = "", limit: Limit = 100, before: int = 0) -> dict[str, Any]:
     """The audit log, newest first. ``next`` is the ``before`` of the next page, null at the end."""
     page = history.find(query, now=now(), limit=limit, before=before)
     return {
