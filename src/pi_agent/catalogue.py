@@ -193,7 +193,7 @@ KINDS: dict[Kind, str] = {
     "flag": "`true`, `false`",
 }
 SHORTCUTS: dict[str, dict[str, str]] = {
-    "key": {"firmware": "firmware-otp"},
+    "key": {"firmware": "firmware-otp", "otp": "firmware-otp"},
     "model": {
         "1a": "a",
         "1a+": "a+",
@@ -263,7 +263,7 @@ def glob(parts: tuple[str, ...], text: str) -> bool:
 def quote(text: str) -> str:
     """One piece of text, in quotes where the grammar would read it as something else."""
     plain = all(char in _UNQUOTED or (char > "\x7f" and char.isalnum()) for char in text)
-    if plain and not text.startswith("-") and lower(text) not in _RESERVED:
+    if plain and not text.startswith(("-", "@")) and lower(text) not in _RESERVED:
         return text
     return '"' + text.replace("\\", "\\\\").replace('"', '\\"') + '"'
 

@@ -56,6 +56,7 @@ class Not:
 
 Node = And | Or | Not | Leaf
 ALL = And(())
+NOTHING = "-()"  # the text of no device at all
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,6 +162,25 @@ class _Parser:
         rest = self.text[at:]
         return self.error(f"a {what} is not closed", Span(at, rest), rest.rstrip() + mark, f"close it with {mark}")
 
+    def apart(self, span: Span, length: int) -> QueryError:
+        """The sign at the start of a span, which stands apart from the field before it: ``memory >= 1gb``, ``model :2b``."""
+        before, after = self.text[: span.start].rstrip(), self.text[span.start + length :].lstrip()
+        sign = span.masked[:length].lstrip("=:")
+        whole = Span(len(before), self.text[len(before) : len(self.text) - len(after)])
+        better = f":{sign}" if before and after else None
+        return self.error(f"'{span.masked[:length]}' stands alone", whole, better, "write FIELD:VALUE, without spaces")
+
+    def view(self, span: Span) -> QueryError:
+        """A view in the middle. One that stands first was replaced by its query, where views can be asked at all."""
+        hint = "write out its query, which pi-fleet view list shows"
+        if ("term", span) == self.tokens[0]:
+            return self.error(f"the view {catalogue.shown(str(span))} cannot be named here,", span, hint=hint)
+        if ("term", span) in self.tokens and not self.depth and "or" not in [kind for kind, _ in self.tokens]:
+            hint = (
+                f"write {span} {self.text[: span.start]}{self.text[span.start + len(span.masked) :].lstrip()}".strip()
+            )
+        return self.error("a view stands first, alone or before more words, and not", span, hint=hint)
+
     def check_operands(self) -> None:
         """Every operator has something after it, and OR and AND something before."""
         before = "end"
@@ -198,6 +218,10 @@ class _Parser:
         return node
 
     def bracket(self, span: Span) -> Node:
+        kind, close = self.tokens[self.index]
+        if kind == ")" and self.text != NOTHING:  # it would be every device, beside terms that ask for few
+            empty = Span(span.start, self.text[span.start : close.start + 1])
+            raise self.error("nothing stands in the brackets", empty, "", "leave them out")
         node = self.alternatives()
         if self.take()[0] != ")":
             raise self.unclosed("bracket", span.start, ")")
@@ -205,6 +229,8 @@ class _Parser:
 
     def term(self, span: Span) -> Node:
         name, *value = span.split(":", 1)
+        if value and not name.masked:
+            raise self.apart(span, 1)
         alternatives = (value or [span])[0].split(",")
         self.terms += len(alternatives)
         if self.terms > MAX_TERMS:
@@ -212,6 +238,9 @@ class _Parser:
         if not value:
             return any_of(self.word(one) for one in alternatives)
         field = self.field(name)
+        if not value[0].masked and (then := self.tokens[self.index])[0] == "term" and ":" not in then[1].masked:
+            gap = Span(value[0].start, " " * (then[1].start - value[0].start))
+            raise self.error(f"a space stands after '{name}:'", gap, "", "write FIELD:VALUE, without spaces")
         return any_of(self.value(field, one) for one in alternatives)
 
     def field(self, span: Span) -> Field:
@@ -235,12 +264,16 @@ class _Parser:
             raise self.error("there is no text to search for", span)
         if len(parts) > catalogue.MAX_WILDCARDS + 1:
             raise self.error(f"more than {catalogue.MAX_WILDCARDS} wildcards in one word", span)
+        if not span.masked.strip("<>="):
+            raise self.apart(span, len(span.masked))
         # memory>=1gb is a term that lacks its colon, not a word that no device has.
         name = lower(span.masked.replace(">", "<").replace("=", "<").partition("<")[0])
         if name in self.fields and len(name) < len(span.masked):
             raise self.error(f"a colon is missing after '{name}'", span, f"{name}:{str(span)[len(name) :].lstrip('=')}")
         if self.fields is not FIELDS:
             raise self.error("a word needs a field here", span, hint=f"the fields are {', '.join(self.fields)}")
+        if span.masked.startswith("@"):
+            raise self.view(span)
         return Word(("", *parts, "") if len(parts) == 1 else parts)
 
 

@@ -12,7 +12,7 @@ from fleet.conftest import approve
 from fleet.support import BOARD, Pi, Reply, ask, exchange, register
 from pi_agent.fleet import audit
 from pi_agent.fleet.asgi import Application
-from pi_agent.fleet.models import AuditEvent, Device
+from pi_agent.fleet.models import AccessRule, AuditEvent, Device
 
 ME = ("uid", os.geteuid())
 CHANGES = ("approve", "reject", "quarantine", "release", "revoke")
@@ -161,6 +161,37 @@ def test_an_action_needs_a_query(app: Application, pi: Pi) -> None:
     for text in ("", "   "):
         problem(post(app, "/devices/revoke", {"query": text}), 400)
     assert Device.objects.get().status == "approved"
+
+
+@pytest.mark.parametrize("text", ["()", "( )", "tag:a OR ()"])
+def test_an_empty_group_is_not_every_device(app: Application, pi: Pi, text: str) -> None:
+    """It asks for nothing, and so cannot be what an action is for."""
+    assert "nothing stands in the brackets" in problem(
+        post(app, "/devices/revoke", {"query": text, "reason": "x"}), 400
+    )
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "members"),
+    [
+        ("POST", "/rules", {"query": "@two-b", "scopes": "a"}),
+        ("POST", "/resource-servers", {"name": "a", "audience": "https://a.test", "query": "-tag:lab @two-b"}),
+        ("PUT", "/views/other", {"query": "@two-b memory:1gb"}),
+    ],
+)
+def test_what_is_kept_names_no_view(app: Application, method: str, path: str, members: Any) -> None:
+    """It would change its meaning with the view; taken for a word, it would be for no device, or for all."""
+    kind = {"host": "localhost", "content-type": "application/json"}
+    exchange(app, "PUT", "/api/v1/views/two-b", b'{"query": "model:2b"}', kind, ME)
+    assert "view" in problem(exchange(app, method, f"/api/v1{path}", json.dumps(members).encode(), kind, ME), 400)
+
+
+def test_a_rule_that_cannot_be_read_is_listed(app: Application) -> None:
+    """A query that an older version took is for no device, and can still be seen and removed."""
+    row = AccessRule.objects.create(audience="a", query="@two-b", scopes="a", created_at=0, created_by="test")
+    (item,) = (one for one in get(app, "/rules").json["items"] if one["id"] == row.pk)
+    assert item["meaning"].startswith("no device: ")
+    row.delete()
 
 
 @pytest.mark.parametrize(

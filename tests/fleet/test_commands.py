@@ -110,6 +110,9 @@ def test_a_view_is_asked_by_its_name(live: LiveFleet) -> None:
     assert live.cli("devices", "@two-b", "--limit", "1").stdout.split()[:2] == ["NAME", "MODEL"]
     narrowed = live.cli("devices", "@two-b memory:1gb status:revoked", "-o", "csv", "--columns", "model,status").stdout
     assert {line.split(",")[1] for line in narrowed.splitlines()[1:]} == {"revoked"}
+    assert live.cli("devices", " @two-b", "-o", "name").stdout == live.cli("devices", "@two-b", "-o", "name").stdout
+    refused = live.cli("devices", "memory:1gb", "@two-b")
+    assert refused.returncode == 2 and "hint: write @two-b memory:1gb" in refused.stderr
     assert "@two-b" in live.cli("view", "list").stdout
     assert live.cli("view", "remove", "two-b").returncode == 0
     assert live.cli("devices", "@two-b").returncode == 3

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import html
 import io
 import json
 import os
@@ -22,7 +23,7 @@ from pi_agent.catalogue import fold
 from pi_agent.fleet import changes, export, registry
 from pi_agent.fleet.asgi import Application
 from pi_agent.fleet.changes import Chosen
-from pi_agent.fleet.models import Device, DeviceTag
+from pi_agent.fleet.models import Device, DeviceTag, View
 from pi_agent.fleet.paging import SORTS
 
 ME = ("uid", os.geteuid())
@@ -127,3 +128,18 @@ def test_the_page_and_rest_show_the_same(fleet: list[Device], app: Application, 
         following = re.search(r'href="([^"]+)">Next page', page)
         path = following[1].replace("&amp;", "&") if following else ""
     assert shown == wanted and wanted
+
+
+def test_the_links_of_a_view_ask_what_the_page_shows(app: Application, fleet: list[Device]) -> None:
+    """CSV and charts beside a view in one status; a view is named nowhere but in front, so they have its query."""
+    View.objects.create(slug="two-b", query="model:2b", columns="", sort="", created_at=NOW, created_by="test")
+    browser = Browser(app)
+    take(browser, link(app))
+    page = browser.get("/devices?query=@two-b&status=approved").body.decode()
+    csv_link, chart_link = (
+        html.unescape(re.findall(rf'"(/{path}\?[^"]+)"', page)[0]) for path in (r"devices\.csv", "devices/charts")
+    )
+    rows = list(csv.DictReader(io.StringIO(browser.get(csv_link).body.decode())))
+    wanted = {one.client_id for one in fleet if (one.model, one.status) == ("2B", "approved")}
+    assert {found["id"] for found in rows} == wanted
+    assert wanted and browser.get(chart_link).status == 200

@@ -43,8 +43,8 @@ def remove(slug: str, *, actor: Actor, now: int) -> None:
 
 def expand(text: str) -> str:
     """The query that a text stands for: itself, or what ``@slug`` at its start names, with the rest beside it."""
-    if not text.startswith("@"):
+    if not text.lstrip().startswith("@"):
         return text
-    slug, _, rest = text[1:].partition(" ")
-    query = get(slug).query
+    slug, _, rest = text.lstrip()[1:].partition(" ")
+    query = get(slug).query.strip()
     return f"({query}) {rest.strip()}" if query and rest.strip() else query or rest.strip()

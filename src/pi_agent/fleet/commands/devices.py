@@ -57,7 +57,7 @@ def devices(arguments: argparse.Namespace) -> int:
     """The devices of a query."""
     if arguments.limit is not None and arguments.limit < 1:
         raise UsageError("--limit is at least 1")
-    fleet, query = fleet_of(arguments), " ".join(arguments.query)
+    fleet, query = fleet_of(arguments), " ".join(arguments.query).lstrip()
     columns, sort = _columns(arguments.columns), arguments.sort
     if query.startswith("@"):
         view = fleet.get(f"/views/{client.segment(query[1:].partition(' ')[0])}")

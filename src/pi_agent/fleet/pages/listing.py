@@ -99,7 +99,7 @@ def _found(request: HttpRequest, kept: dict[str, str], sort: str, columns: tuple
 
 def _view(query: str) -> View | None:
     """The view that a query is, if it is one and nothing more."""
-    return View.objects.filter(slug=query[1:]).first() if query.startswith("@") else None
+    return View.objects.filter(slug=query.strip()[1:]).first() if query.lstrip().startswith("@") else None
 
 
 def _columns(request: HttpRequest, view: View | None) -> tuple[str, ...]:
@@ -204,7 +204,9 @@ def _figures(query: str, asked: str, now: int) -> list[Any]:
 def _also(query: str, field: str, value: str | None) -> str:
     """The devices page for those of a query that have a value, too."""
     term = f"{field}:{quote(str(value)) if value is not None else 'none' if FIELDS[field].kind != 'time' else 'never'}"
-    return link(query=f"({query}) {term}" if query and not query.startswith("@") else f"{query} {term}".strip())
+    return link(
+        query=f"({query}) {term}" if query and not query.lstrip().startswith("@") else f"{query} {term}".strip()
+    )
 
 
 @require_POST

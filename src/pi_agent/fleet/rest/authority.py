@@ -11,7 +11,7 @@ from ninja import Router
 from pydantic import Field
 
 from pi_agent import query as query_language
-from pi_agent.errors import ConflictError, UnknownDeviceError, UsageError
+from pi_agent.errors import ConflictError, QueryError, UnknownDeviceError, UsageError
 from pi_agent.fleet import adding, audit, signing
 from pi_agent.fleet.audit import Event
 from pi_agent.fleet.clients import secret_hash
@@ -220,12 +220,16 @@ def remove_rule(request: HttpRequest, rule_id: int) -> dict[str, Any]:
 
 
 def _rule(row: AccessRule, at: int) -> dict[str, Any]:
+    try:
+        meaning = query_language.parse(row.query, at).meaning()
+    except QueryError as error:  # it was saved by an older version; it is for no device, and can be removed
+        meaning = f"no device: {error}"
     return {
         "id": row.pk,
         "audience": row.audience,
         "scopes": row.scopes,
         "query": row.query,
-        "meaning": query_language.parse(row.query, at).meaning(),
+        "meaning": meaning,
         "created_by": row.created_by,
     }
 
