@@ -167,9 +167,9 @@ def test_e12_a_second_server_is_told_of_the_first(live: LiveFleet) -> None:
 
 
 def test_an_address_in_use_is_said(live: LiveFleet, tmp_path: Path) -> None:
-    """With the setting to change."""
+    """With the setting to change; and not as a wrong setting, since the port may be free in a minute."""
     second = run("--data", str(tmp_path / "other"), "serve", "--bind", f"127.0.0.1:{live.port}")
-    assert second.returncode == 2
+    assert second.returncode == 5
     assert "cannot listen" in second.stderr and "--bind" in second.stderr
 
 

@@ -267,11 +267,13 @@ def test_servers_that_start_together_migrate_once(tmp_path: Path, cluster: Clust
 
 
 def test_a_database_that_is_not_there_stops_the_start(tmp_path: Path) -> None:
-    """Exit 2, one line and a hint; the password is in neither."""
-    url = "postgresql://someone:hunter2@127.0.0.1:1/nothing"
+    """Exit 5, so that systemd tries again; one line, and a hint that names the user. The password is in neither."""
+    url = "postgresql://someone:hunter2@127.0.0.1:1/nothing?password=hunter2&sslmode=disable"
     done = run("--data", str(tmp_path / "data"), "serve", "--bind", "127.0.0.1:0", "--database", url)
-    assert done.returncode == 2
-    assert "cannot use the database postgresql://127.0.0.1:1/nothing: connection failed" in done.stderr
+    assert done.returncode == 5
+    shown = "postgresql://someone@127.0.0.1:1/nothing?sslmode=disable"
+    assert f"cannot use the database {shown}: connection failed" in done.stderr
+    assert f"hint: psql '{shown}'" in done.stderr
     assert "hunter2" not in done.stderr and "Traceback" not in done.stderr
 
 

@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from pi_agent.errors import ConfigError, ConflictError, TransportError
+
 SYSTEMD = Path(__file__).resolve().parents[2] / "systemd"
 UNITS = sorted(path.name for path in SYSTEMD.iterdir() if path.suffix in (".service", ".socket", ".target"))
 MOST_EXPOSED = {"pi-agent.service": 1.5, "pi-agent-wait-online.service": 1.5, "pi-fleet.service": 2.0}
@@ -55,7 +57,14 @@ def folder(tmp_path: Path) -> Path:
 
 def test_the_fleet_server_can_be_reloaded() -> None:
     """As the documentation says of a renewed certificate: ``systemctl reload pi-fleet`` sends SIGHUP."""
-    assert unit("pi-fleet.service")["Service"]["ExecReload"] == "/bin/kill -HUP $MAINPID"
+    assert unit("pi-fleet.service")["Service"]["ExecReload"] == '/bin/sh -c "kill -HUP ${MAINPID}"'
+
+
+def test_the_fleet_server_is_started_again_unless_a_setting_is_wrong() -> None:
+    """An outage of the database, a port in use and another server in the folder pass; their exit codes are tried again."""
+    prevented = unit("pi-fleet.service")["Service"]["RestartPreventExitStatus"].split()
+    assert prevented == [str(ConfigError.exit_code)]
+    assert {TransportError.exit_code, ConflictError.exit_code}.isdisjoint(map(int, prevented))
 
 
 @needs_systemd

@@ -9,12 +9,13 @@ from __future__ import annotations
 import logging
 import os
 import resource
+import shlex
 import time
 import zlib
 from pathlib import Path
 from typing import Any
 
-from pi_agent.errors import ConfigError
+from pi_agent.errors import ConfigError, TransportError
 from pi_agent.fleet import counters, folder
 from pi_agent.fleet.settings import Settings
 
@@ -154,7 +155,10 @@ def release() -> None:
 
 
 def migrate(settings: Settings) -> None:
-    """Bring the database to this version of the program. Raises ConfigError when a newer one has been there."""
+    """Bring the database to this version of the program.
+
+    Raises TransportError when it does not answer, and ConfigError when a newer program has been there.
+    """
     from django.conf import settings as django_settings  # as above
     from django.db import OperationalError, connection
 
@@ -170,9 +174,10 @@ def migrate(settings: Settings) -> None:
                 _lock_session(connection, acquire=False)
     except OperationalError as error:
         connection.close()
-        raise ConfigError(
+        # No ConfigError: it may be there in a minute, and systemd starts no server again that a setting has ended.
+        raise TransportError(
             f"cannot use the database {settings.database_name}: {_why(settings) or reason(error)}",
-            key="database_url" if settings.shares_database else "data",
+            reason="database",
             hint=reach_hint(settings) if settings.shares_database else "pi-fleet doctor",
         ) from error
     if settings.shares_database:  # sessions and forms of one server are good at the others
@@ -183,7 +188,7 @@ def migrate(settings: Settings) -> None:
 
 def reach_hint(settings: Settings) -> str:
     """How to see whether a PostgreSQL server is there."""
-    return f"psql {settings.database_name}; and look at --database, or DATABASE_URL"
+    return f"psql {shlex.quote(settings.database_name)}; and look at --database, or DATABASE_URL"
 
 
 def _why(settings: Settings) -> str:

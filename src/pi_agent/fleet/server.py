@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING
 
 import uvicorn
 
-from pi_agent.errors import ConfigError
+from pi_agent.errors import ConfigError, TransportError
 from pi_agent.fleet import folder, logs
 from pi_agent.fleet import settings as fleet_settings
 from pi_agent.fleet.greeting import greeting
@@ -89,7 +89,11 @@ class Server(uvicorn.Server):
 
 
 def serve(wanted: Settings) -> int:
-    """Serve until SIGTERM (0) or SIGINT (KeyboardInterrupt). Raises ConfigError or ConflictError before it starts."""
+    """Serve until SIGTERM (0) or SIGINT (KeyboardInterrupt).
+
+    What keeps it from starting is a ConfigError when it stays so until somebody mends it, which systemd does not try
+    again (RestartPreventExitStatus=2), and else a TransportError or a ConflictError.
+    """
     os.umask(0o077)
     folder.prepare(wanted.data)
     lock = folder.take_lock(wanted.lock)  # held until the process ends
@@ -190,7 +194,7 @@ def _build(settings: Settings) -> tuple[Application, Housekeeper, str]:
 
 
 def listen(settings: Settings) -> socket.socket:
-    """The public socket. Raises ConfigError when the address cannot be had."""
+    """The public socket. Raises TransportError when the address cannot be had now, and ConfigError when it may not be."""
     host = settings.host.strip("[]")
     try:
         family, kind, proto, _, address = socket.getaddrinfo(
@@ -202,7 +206,10 @@ def listen(settings: Settings) -> socket.socket:
     except OSError as error:
         ours = error.errno in (errno.EADDRINUSE, errno.EACCES)  # the address is, and the port cannot be had
         hint = f"choose another port with --bind {settings.host}:8081, or 0 for any" if ours else "see: ip address"
-        raise ConfigError(f"cannot listen on {settings.bind}: {error.strerror}", key="bind", hint=hint) from error
+        what = f"cannot listen on {settings.bind}: {error.strerror}"
+        if error.errno == errno.EACCES:
+            raise ConfigError(what, key="bind", hint=hint) from error
+        raise TransportError(what, reason="address", hint=hint) from error  # a port gets free, an interface comes up
     public.setblocking(False)
     return public
 

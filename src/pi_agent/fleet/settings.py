@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import parse_qsl, urlencode, urlsplit
 
 from pi_agent.catalogue import nearest
 from pi_agent.errors import ConfigError
@@ -84,10 +84,13 @@ class Settings:
 
     @property
     def database_name(self) -> str:
-        """The database as it may be shown: without a password."""
+        """The database as it may be shown, and given to ``psql``: without a password."""
+        if not self.database_url:
+            return str(self.database)
         parts = urlsplit(self.database_url)
-        place = parts.netloc.rpartition("@")[2]
-        return f"postgresql://{place}{parts.path}" if self.database_url else str(self.database)
+        user, at, place = parts.netloc.rpartition("@")
+        query = urlencode([pair for pair in parse_qsl(parts.query) if "password" not in pair[0]], safe="/,")
+        return f"postgresql://{user.partition(':')[0]}{at}{place}{parts.path}{'?' if query else ''}{query}"
 
     @property
     def socket(self) -> Path:
@@ -154,7 +157,7 @@ def configure(settings: Settings) -> None:
 
 
 def migrate() -> None:
-    """Bring the database to this version of the program. Raises ConfigError when a newer one has been there."""
+    """Bring the database to this version of the program. Raises ConfigError or TransportError."""
     from pi_agent.fleet import database  # as above
 
     database.migrate(current())

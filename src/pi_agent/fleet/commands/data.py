@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import shlex
 import sys
 import time
 from dataclasses import asdict
@@ -54,7 +55,7 @@ def migrate(arguments: argparse.Namespace) -> int:
 def backup(arguments: argparse.Namespace) -> int:
     """Copy the database to a file, also while the server runs."""
     settings = settings_of(arguments)
-    _sqlite_only(settings, f"pg_dump --format=custom --file={arguments.file} {settings.database_name}")
+    _sqlite_only(settings, f"pg_dump --format=custom --file={arguments.file} {shlex.quote(settings.database_name)}")
     if not settings.database.exists():
         raise TransportError(f"there is no fleet in {settings.data}", reason="absent", hint="pi-fleet --data DIR ...")
     try:
@@ -73,7 +74,9 @@ def backup(arguments: argparse.Namespace) -> int:
 def restore(arguments: argparse.Namespace) -> int:
     """Put a backup in the place of the database."""
     settings = settings_of(arguments)
-    _sqlite_only(settings, f"pg_restore --clean --if-exists --dbname={settings.database_name} {arguments.file}")
+    _sqlite_only(
+        settings, f"pg_restore --clean --if-exists --dbname={shlex.quote(settings.database_name)} {arguments.file}"
+    )
     folder.prepare(settings.data)
     lock = folder.take_lock(settings.lock)  # no server may run
     now = int(time.time())
