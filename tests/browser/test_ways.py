@@ -60,3 +60,21 @@ def test_a_long_name_makes_no_page_wider(chromium: Any, live: LiveFleet, size: d
     page.get_by_role("heading", name="Approve 1 device?").wait_for()
     assert page.evaluate("document.documentElement.scrollWidth") <= size["width"]
     seat.context.close()
+
+
+def test_slash_goes_on_where_the_query_ends(seat: Seat) -> None:
+    """What is typed after it narrows the query, and does not stand before it."""
+    page = seat.go("/devices?query=model:3b")
+    page.keyboard.press("/")
+    page.keyboard.type(" tag:lab")
+    assert page.locator("#query").input_value() == "model:3b tag:lab"
+
+
+def test_f5_after_a_token_makes_no_other(seat: Seat) -> None:
+    """The browser asks to send the form again, and does: there is one token all the same."""
+    page = seat.go("/enrollment")
+    page.get_by_role("button", name="Make a token").click()
+    page.get_by_text("Shown once").wait_for()
+    page.reload()
+    page.get_by_text("this form was sent before").wait_for()
+    assert page.locator("tbody summary").count() == 1

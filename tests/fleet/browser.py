@@ -6,10 +6,13 @@ import html
 import json
 import os
 import re
+from itertools import count
 from typing import Any
 from urllib.parse import urlencode, urlsplit
 
 from fleet.support import FORM, Reply, exchange
+
+HOSTS = count()  # an address for each browser, since those of one address may sign in thirty times in a minute
 
 
 class Browser:
@@ -17,6 +20,7 @@ class Browser:
 
     def __init__(self, app: Any) -> None:
         self.app = app
+        self.client = ("10.0.{}.{}".format(*divmod(next(HOSTS), 256)), 40000)
         self.cookies: dict[str, str] = {}
         self.page = ""
         self.reply: Reply
@@ -24,7 +28,7 @@ class Browser:
     def request(self, method: str, path: str, body: bytes = b"", **headers: str) -> Reply:
         jar = "; ".join(f"{name}={value}" for name, value in self.cookies.items())
         sent = {"host": "fleet.test", "origin": "https://fleet.test", "cookie": jar, "content-type": FORM} | headers
-        self.reply = exchange(self.app, method, path, body, sent)
+        self.reply = exchange(self.app, method, path, body, sent, self.client)
         self.page = self.reply.body.decode()
         for cookie in self.reply.headers.get("set-cookie", "").splitlines():
             self.keep(cookie)

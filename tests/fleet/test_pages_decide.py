@@ -8,8 +8,11 @@ import json
 import re
 import time
 from typing import Any
+from urllib.parse import parse_qsl, urlsplit
 
 import pytest
+from django.contrib.sessions.backends.base import UpdateError
+from django.contrib.sessions.backends.db import SessionStore
 
 from fleet.browser import Browser
 from fleet.support import Pi, register
@@ -103,3 +106,82 @@ def test_a_tab_of_a_view_has_its_charts_and_csv(browser: Browser, pi: Pi, name: 
     assert found is not None
     assert browser.get(html.unescape(found[1])).status == 200
     assert "2B" in browser.page
+
+
+LISTED = {"query": "id:*", "status": "pending", "sort": "name", "columns": "model,auth"}
+
+
+def preview(browser: Browser, action: str = "approve", **more: str) -> dict[str, str]:
+    """Look at a change, and what its form then has."""
+    browser.get("/devices")
+    assert browser.post("/devices/act", action=action, reason="a careful reason", **LISTED, **more).status == 200
+    names = ("action", "selection", "expected", "reason", *LISTED)
+    return {name: browser.field(name) for name in names}
+
+
+def test_what_was_done_is_said_once(browser: Browser) -> None:
+    """On the page that follows, which is the list as it was; and on no page after that."""
+    devices(3)
+    form = preview(browser)
+    assert {name: form[name] for name in LISTED} == LISTED
+    where = browser.post("/devices/act", **form, count="3").headers["location"]
+    assert dict(parse_qsl(urlsplit(where).query)) == LISTED
+    assert "3 devices approved" in browser.get(where).body.decode()
+    assert "3 devices approved" not in browser.get(where).body.decode()
+
+
+def test_words_that_cannot_be_kept_undo_nothing(browser: Browser, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The database may be busy again by then: what was done is not told to have failed."""
+    devices(1)
+    form = preview(browser)
+
+    def busy(self: SessionStore, must_create: bool = False) -> None:
+        raise UpdateError
+
+    monkeypatch.setattr(SessionStore, "save", busy)
+    assert browser.post("/devices/act", **form, count="1").status == 302
+    assert browser.get("/devices").status == 200
+
+
+@pytest.mark.parametrize(
+    ("wrong", "words"),
+    [({"count": "4"}, "type 3"), ({"reason": ""}, "needs a reason"), ({"selection": "1-2-3"}, "too old")],
+    ids=["another number", "no reason", "an old preview"],
+)
+def test_what_is_wrong_is_said_beside_the_preview(browser: Browser, wrong: dict[str, str], words: str) -> None:
+    """It is there again with its reason, what is wrong stands above it, and once that is put right it is done."""
+    devices(3)
+    form = preview(browser) | {"count": "3"}
+    assert browser.post("/devices/act", **form | wrong).status == 409
+    assert words in browser.page and "Approve 3 devices?" in browser.page
+    assert browser.field("reason") == wrong.get("reason", "a careful reason")
+    assert not Device.objects.filter(status="approved").exists()
+    again = {"selection": browser.field("selection"), "expected": browser.field("expected")}
+    assert browser.post("/devices/act", **form | again).status == 302
+    assert Device.objects.filter(status="approved").count() == 3
+
+
+def test_a_conflict_keeps_the_reason(browser: Browser) -> None:
+    """What was typed on the device's page is still there when somebody was quicker."""
+    (device,) = devices(1)
+    browser.get(f"/devices/{device.client_id}")
+    Device.objects.update(status_reason="somebody was quicker")
+    fields = {"action": "approve", "version": browser.field("version"), "reason": "a careful reason"}
+    assert browser.post(f"/devices/{device.client_id}", **fields).status == 400
+    assert 'name="reason" value="a careful reason"' in browser.page
+    assert browser.post(f"/devices/{device.client_id}", **fields | {"version": browser.field("version")}).status == 302
+
+
+def test_all_links_of_the_list_keep_its_order(browser: Browser) -> None:
+    """The tabs and the CSV; and a view's own order can be left for the usual one, also on its second page."""
+    devices(60, status="approved")
+    browser.get("/devices?query=id:*&sort=-auth")
+    links = [html.unescape(one) for one in re.findall(r'href="(/devices[^"]*)"', browser.page)]
+    for one in links:
+        if "status=" in one or one.startswith("/devices.csv"):
+            assert dict(parse_qsl(urlsplit(one).query))["sort"] == "-auth", one
+    View.objects.create(slug="ours", query="", columns="", sort="name", created_at=1, created_by="me")
+    browser.get("/devices?query=@ours&sort=-created")
+    following = re.search(r'href="([^"]+)">Next page', browser.page)
+    assert following is not None
+    assert browser.get(html.unescape(following[1])).status == 200

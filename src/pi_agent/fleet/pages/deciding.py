@@ -17,8 +17,9 @@ from pi_agent.fleet.changes import ACTIONS, Chosen, StaleError
 from pi_agent.fleet.models import Device
 from pi_agent.fleet.output import bound, staying
 from pi_agent.fleet.pages import show
-from pi_agent.fleet.pages.guard import caller_of, page
+from pi_agent.fleet.pages.guard import LISTED, caller_of, page
 from pi_agent.fleet.pages.listing import link, listing
+from pi_agent.fleet.pages.once import said, say
 from pi_agent.fleet.pages.views import error_page
 
 SHOWN = 50
@@ -29,19 +30,22 @@ PENDING = 50
 @page("approver")
 def act(request: HttpRequest) -> HttpResponseBase:
     """First what an action would do, then, once that was confirmed by typing how many, the action."""
-    query, status, name = (request.POST.get(field, "") for field in ("query", "status", "action"))
-    now = int(time.time())
+    listed = {name: request.POST.get(name, "") for name in LISTED}
     ids = tuple(request.POST.getlist("id"))[: changes.MAX_IDS]
+    name, shown, now = request.POST.get("action", ""), request.POST.get("selection", ""), int(time.time())
+    problem: PiAgentError | None = None
     try:
-        text = "" if ids else changes.narrowed(views.expand(query), status, now)
+        text = "" if ids else changes.narrowed(views.expand(listed["query"]), listed["status"], now)
         _allowed(request, name)
-        if request.POST.get("selection"):
-            _confirm(request, name, Chosen(text, ids, selection=request.POST["selection"]))
-            return redirect(link(query=query, status=status))
+        if shown:
+            problem = _confirm(request, name, Chosen(text, ids, selection=shown))
+            if problem is None:
+                return redirect(link(**listed))
         preview = changes.preview(name, Chosen(text, ids), now=now)
     except PiAgentError as error:
-        return listing(request, query, status, error)
-    return render(request, "preview.html", _preview(request, preview, action=name, query=query, status=status, ids=ids))
+        return listing(request, listed["query"], listed["status"], problem or error)
+    context = _preview(request, preview, action=name, ids=ids, listed=listed, back=link(**listed), problem=problem)
+    return render(request, "preview.html", context, status=409 if problem else 200)
 
 
 def _allowed(request: HttpRequest, name: str) -> None:
@@ -68,16 +72,23 @@ def _preview(request: HttpRequest, preview: changes.Change, **asked: object) -> 
         "bound": bound(registry.rfc3339(preview.tokens_until), now),
         "selection": preview.selection,
         "reason": request.POST.get("reason", ""),
+        "said": said(request),
         **asked,
     }
 
 
-def _confirm(request: HttpRequest, name: str, chosen: Chosen) -> None:
+def _confirm(request: HttpRequest, name: str, chosen: Chosen) -> PiAgentError | None:
+    """Do it, and have the next page say so; or what has to be put right before."""
     typed, shown = request.POST.get("count", "").strip().replace(",", ""), request.POST.get("expected", "")
     if typed != shown:
-        raise ConflictError("nothing has changed", hint=f"to go on, type {shown}: how many devices it is about")
+        return ConflictError("nothing has changed", hint=f"to go on, type {shown[:20]}: how many devices it is about")
     reason = show.one_line(request.POST.get("reason", ""))[:200]
-    changes.act(name, chosen, reason=reason, actor=caller_of(request).actor, now=int(time.time()))
+    try:
+        done = changes.act(name, chosen, reason=reason, actor=caller_of(request).actor, now=int(time.time()))
+    except PiAgentError as error:
+        return error
+    say(request, f"{done.count} device{'' if done.count == 1 else 's'} {done.target}")
+    return None
 
 
 @page("reader", change="approver")
@@ -110,6 +121,7 @@ def device(request: HttpRequest, device_id: str) -> HttpResponseBase:
         "bound": "" if found.status == "approved" else bound(described["token_until"], now),
         "why": pending_facts.why(found) if found.status == "pending" else [],
         "problem": problem,
+        "reason": request.POST.get("reason", ""),
     }
     return render(request, "device.html", context, status=400 if problem else 200)
 

@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 from typing import Any
 from urllib.parse import urlencode
 
-from django.http import HttpRequest, HttpResponse, HttpResponseBase
+from django.http import HttpRequest, HttpResponse, HttpResponseBase, QueryDict
 from django.shortcuts import redirect, render
 from django.views.decorators.http import require_GET, require_POST
 
@@ -20,6 +20,7 @@ from pi_agent.fleet.output import memory as memory_words
 from pi_agent.fleet.pages import charts, show
 from pi_agent.fleet.pages.charts import Bar
 from pi_agent.fleet.pages.guard import caller_of, page
+from pi_agent.fleet.pages.once import said
 from pi_agent.fleet.rest.devices import streamed
 
 PAGE = 50
@@ -36,12 +37,18 @@ def devices(request: HttpRequest) -> HttpResponseBase:
 
 
 def listing(request: HttpRequest, query: str, status: str, problem: PiAgentError | None = None) -> HttpResponse:
-    now = int(time.time())
+    now, given = int(time.time()), request.POST if request.method == "POST" else request.GET
     status = status if status in STATUSES else ""
     view = _view(query)
-    sort = request.GET.get("sort", "") or (view.sort if view else "") or "-created"
-    columns = _columns(request, view)
-    kept = {"query": query, "status": status, "columns": ",".join(columns) if columns != DEFAULT else ""}
+    usual = (view.sort if view else "") or "-created"
+    sort = given.get("sort", "") or usual
+    columns = _columns(given, view)
+    kept = {
+        "query": query,
+        "status": status,
+        "columns": ",".join(columns) if columns != DEFAULT else "",
+        "sort": sort if sort != usual else "",
+    }
     context: dict[str, Any] = {"query": query, "status": status, "sort": sort, "problem": problem}
     try:
         context |= _found(request, kept, sort, columns, now)
@@ -55,6 +62,8 @@ def listing(request: HttpRequest, query: str, status: str, problem: PiAgentError
         "views": [{"name": one.slug, "query": f"@{one.slug}"} for one in View.objects.order_by("slug")[:30]],
         "column_choices": [(name, COLUMNS[name][0].capitalize(), name in columns) for name in CHOICES],
         "kept": kept,
+        "said": said(request),
+        "reason": request.POST.get("reason", ""),
     }
     code = 409 if isinstance(problem, ConflictError) else 400 if context["problem"] else 200
     return render(request, "devices.html", context, status=code)
@@ -75,7 +84,6 @@ def _found(request: HttpRequest, kept: dict[str, str], sort: str, columns: tuple
     )
     rows = [show.row(registry.describe(device, found.as_of), now) for device in found.devices]
     tabs = [("", "all", sum(counts.values())), *((name, name, count) for name, count in counts.items())]
-    default = {"sort": sort if sort != "-created" else ""}
     return {
         "rows": [row | {"cells": [show.cell(name, row, now) for name in columns]} for row in rows],
         "total": found.total,
@@ -86,12 +94,13 @@ def _found(request: HttpRequest, kept: dict[str, str], sort: str, columns: tuple
             for name, title, count in tabs
         ],
         "headings": _headings(kept, sort, columns),
-        "first": link(**kept, **default) if cursor else "",
-        "next": link(**kept, **default, cursor=found.cursor) if found.cursor else "",
+        "first": link(**kept) if cursor else "",
+        "next": link(**kept, cursor=found.cursor) if found.cursor else "",
         "csv": link(
             "/devices.csv",
             query=changes.narrowed(asked, status, now) if status else query,
             columns=kept["columns"] and f"name,id,{kept['columns']}",
+            sort=sort,
         ),
         "charts": link("/devices/charts", query=changes.narrowed(asked, status, now) if status else query),
     }
@@ -102,9 +111,9 @@ def _view(query: str) -> View | None:
     return View.objects.filter(slug=query.strip()[1:]).first() if query.lstrip().startswith("@") else None
 
 
-def _columns(request: HttpRequest, view: View | None) -> tuple[str, ...]:
+def _columns(given: QueryDict, view: View | None) -> tuple[str, ...]:
     """The columns asked for: as a list in a link, or by the boxes of the form; else those of the view, else the usual."""
-    asked = ",".join(request.GET.getlist("columns")) or (view.columns if view else "")
+    asked = ",".join(given.getlist("columns")) or (view.columns if view else "")
     chosen = tuple(dict.fromkeys(name for name in asked.split(",") if name in CHOICES))
     return chosen or DEFAULT
 
@@ -116,7 +125,7 @@ def _headings(kept: dict[str, str], sort: str, columns: tuple[str, ...]) -> list
         title = "Device" if field == "name" else show.TITLES[field]
         wanted = f"-{field}" if sort == field else field
         direction = {field: "ascending", f"-{field}": "descending"}.get(sort, "")
-        target = link(**kept, sort=wanted) if field in paging.SORTS else ""
+        target = link(**(kept | {"sort": wanted})) if field in paging.SORTS else ""
         headings.append({"title": title, "link": target, "direction": direction})
     return headings
 

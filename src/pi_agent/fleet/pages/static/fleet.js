@@ -91,7 +91,7 @@ function decide(key) {
 document.addEventListener("keydown", (event) => {
   if (event.ctrlKey || event.metaKey || event.altKey || event.target.closest("input, select, textarea, dialog[open]")) return;
   const actions = {
-    "/": () => document.querySelector("#query")?.focus(),
+    "/": () => { const query = document.querySelector("#query"); query?.focus(); query?.setSelectionRange(query.value.length, query.value.length); },
     "j": () => go(place + 1),
     "k": () => go(place - 1),
     "x": () => { const one = rows[place]?.querySelector("input[name=id]"); if (one) one.checked = !one.checked; },
