@@ -24,6 +24,7 @@ class Registrar:
     nonce: str = ""
     status: str = "pending"
     proofs: list[assertion.VerifiedAssertion] = field(default_factory=list)
+    names: list[str] = field(default_factory=list)
 
     @property
     def issuer(self) -> str:
@@ -41,6 +42,7 @@ class Registrar:
         )
 
     def _register(self, members: dict[str, Any]) -> bytes:
+        self.names += [members.get("client_name", "")] if "proof" in members else []
         (key,) = members["jwks"]["keys"]
         public = jwk.load_jwk(key)
         token = jws.parse(members["proof"])

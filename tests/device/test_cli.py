@@ -248,6 +248,33 @@ def test_setup_of_a_board_that_was_turned_away_says_what_comes_next(
     assert (code, wanted in err, "restart" in err) == (4, True, False)
 
 
+@pytest.mark.parametrize(
+    ("host", "given", "simulated", "name"),
+    [
+        ("attic.example.org", (), False, "attic"),
+        ("attic", ("--name", "kitchen"), False, "kitchen"),
+        ("raspberrypi", (), False, ""),
+        ("attic", (), True, ""),
+    ],
+)
+def test_a_board_without_a_name_is_called_like_its_host(
+    bare: Home,
+    registrar: Registrar,
+    say: Any,
+    monkeypatch: pytest.MonkeyPatch,
+    host: str,
+    given: tuple[str, ...],
+    simulated: bool,
+    name: str,
+) -> None:
+    """Unless that is the image's name, or the board is simulated here."""
+    monkeypatch.setattr(socket, "gethostname", lambda: host)
+    if not simulated:
+        monkeypatch.setattr(setup, "is_simulated", lambda settings: False)
+    say("setup", registrar.issuer, *given)
+    assert registrar.names == [name]
+
+
 def test_setup_waits_for_approval(bare: Home, registrar: Registrar, say: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """With --wait it asks again until somebody has approved the board."""
     monkeypatch.setattr(setup, "POLL", 0.05)

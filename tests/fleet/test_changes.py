@@ -185,7 +185,7 @@ def test_only_what_becomes_of_tags_is_logged(app: Application) -> None:
     shown = post(app, "tag", **wish, dry_run=True).json
     done = post(app, "tag", **wish, max=2).json
     assert [each["id"] for answer in (shown, done) for each in answer["changed"]] == [two.client_id] * 2
-    assert (done["matched"], done["count"], done["stays"]) == (2, 1, {"pending": 1})
+    assert (done["matched"], done["count"], done["stays"]) == (2, 1, {"tagged": 1})
     assert json.loads(AuditEvent.objects.get(action="device.tag").detail)["removed"] == []
     assert post(app, "tag", **wish, max=2).json["count"] == 0
     assert AuditEvent.objects.filter(action="device.tag").count() == 1
@@ -198,6 +198,21 @@ def test_a_tag_can_be_written_in_another_way(app: Application) -> None:
     done = post(app, "tag", query="id:*", add=["kiosk"], remove=["Kiosk"], reason="x").json
     assert (done["count"], DeviceTag.objects.get().tag) == (1, "kiosk")
     assert post(app, "tag", query="id:*", add=["kiosk"], remove=["Kiosk"], reason="x").json["count"] == 0
+
+
+def test_a_device_is_given_a_name(app: Application) -> None:
+    """One at a time, found by the name from then on, with a line that has both names; and the device keeps it."""
+    one, two = devices(2)
+    for text in ("", " x", "a\nb", "x" * 65):
+        assert post(app, "rename", query=f"id:{one.client_id}", name=text).status == 400
+    assert post(app, "rename", query="id:*", name="hall").status == 409
+    done = post(app, "rename", query=f"id:{one.client_id}", name="Hall", reason="moved").json
+    assert (done["count"], done["changed"][0]["name"], done["changed"][0]["status"]) == (1, "Hall", "pending")
+    assert json.loads(AuditEvent.objects.get(action="device.rename", result="done").detail)["from"] == one.client_id
+    assert post(app, "rename", query="name:hall", name="Hall").json["stays"] == {"named so": 1}
+    assert post(app, "rename", query="name:hall", name="attic").json["count"] == 1
+    two.refresh_from_db()
+    assert (two.name, audit.verify()) == (two.client_id, None)
 
 
 def test_many_are_changed_in_steps(app: Application, monkeypatch: pytest.MonkeyPatch) -> None:

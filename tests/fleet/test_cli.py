@@ -102,6 +102,17 @@ def test_a_change_wants_to_be_confirmed(live: LiveFleet) -> None:
     assert live.cli("devices", "status:approved", "-o", "name").stdout.count("\n") == 1
 
 
+def test_a_device_is_called_something_else(live: LiveFleet) -> None:
+    """By its id or a query; 3 when there is none, and nothing is printed but what changed."""
+    name = live.cli("devices", "model:2b", "-o", "name").stdout.strip()
+    done = live.cli("rename", "model:2b", "hall way", "--reason", "moved")
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", f"{name} is called hall way\n")
+    assert live.cli("devices", 'name:"hall way"', "-o", "name").stdout.strip() == name
+    assert "named so already" in live.cli("rename", name, "hall way").stderr
+    assert live.cli("rename", "model:5", "x").returncode == 3
+    assert live.cli("rename", "id:*", "x").returncode == 6
+
+
 def test_what_stays_as_it_is_is_told(live: LiveFleet) -> None:
     """With why, and 0 when all is as wished already; 6 when it is not and cannot be."""
     name = live.cli("devices", "model:2b", "-o", "name").stdout.strip()

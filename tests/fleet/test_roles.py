@@ -45,6 +45,7 @@ POST /api/v1/devices/approve approver
 POST /api/v1/devices/quarantine approver
 POST /api/v1/devices/reject approver
 POST /api/v1/devices/release approver
+POST /api/v1/devices/rename approver
 POST /api/v1/devices/revoke admin
 POST /api/v1/devices/tag approver
 POST /api/v1/enrollment-tokens approver

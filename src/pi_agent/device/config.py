@@ -46,7 +46,11 @@ SETTINGS = (
     Setting("state", "/var/lib/pi-agent", "folder of the key and the identity"),
     Setting("runtime", "/run/pi-agent", "folder of the socket (memory, not the card)"),
     Setting("root", "/", "where /proc is read; another folder replays a recorded board"),
-    Setting("name", "", "what people call this board, shown to operators"),
+    Setting(
+        "name",
+        "",
+        "what people call this board, shown to operators; without it the host name, unless that is the image's",
+    ),
     Setting("server.issuer", "", "the authorization server's issuer identifier (an https URL)"),
     Setting("server.preset", "pi-fleet", "the kind of server; gives the other settings their values", tuple(PRESETS)),
     Setting("server.ca_file", "", "one CA file to trust instead of the system's bundle"),

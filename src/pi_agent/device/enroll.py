@@ -7,6 +7,7 @@ the same key answers the same client, so that a lost answer costs nothing.
 from __future__ import annotations
 
 import secrets
+import socket
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,6 +30,12 @@ class Registration:
 
     client_id: str
     status: str
+
+
+def host_name() -> str:
+    """What this machine calls itself, for boards that nobody gave a name; "" where it still has the image's."""
+    name = socket.gethostname().partition(".")[0]
+    return name if name.isprintable() and name not in ("", "localhost", "raspberrypi") else ""
 
 
 def register(

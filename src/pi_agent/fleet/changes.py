@@ -18,7 +18,7 @@ import operator
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from django.db import DatabaseError, connection, transaction
@@ -34,10 +34,10 @@ from pi_agent.fleet.selection import condition
 
 MAX_SHOWN = 1000
 MAX_IDS = 1000
-MAX_TAG = 64
+MAX_TAG = MAX_NAME = 64
 PREVIEW_SECONDS = 3600
 BATCH = 500
-TAGGED, ROTATION = "tagged", "asked for a new key"  # what becomes of a device whose status stays
+TAGGED, ROTATION, NAMED = "tagged", "asked for a new key", "named so"  # what becomes of a device whose status stays
 TURNED_AWAY = ("rejected", "quarantined", "revoked")
 
 
@@ -71,7 +71,7 @@ class StaleError(ConflictError):
 class Change:
     """What was done, or would be: to ``count`` of ``matched`` devices, of which ``changed`` are the first.
 
-    ``stays`` has how many keep which status, which the action does not start from.
+    ``stays`` has how many keep which status, which the action does not start from, or how many are as they shall be.
     ``selection`` stands for these devices as they are now; ``target`` is the status they get, or what else happens to them.
     ``tokens_until`` is when the last access token ends that devices which are turned away may still hold, None without one.
     """
@@ -174,7 +174,9 @@ def _preview(what: str, target: Target, narrow: Callable[[QuerySet[Device]], Que
     count = len(shown) if len(shown) < MAX_SHOWN else willing.count()
     until = willing.aggregate(last=Max("token_until"))["last"] if what in TURNED_AWAY else None
     stays: dict[str, int] = {}
-    if matched > count:
+    if matched > count and what == TAGGED:
+        stays = {what: matched - count}
+    elif matched > count:
         rest = target.rows.exclude(pk__in=willing.order_by().values("pk")).order_by("status")
         stays = dict(rest.values_list("status").annotate(number=Count("*")))
     return Change(target.meaning, what, matched, count, shown, target.selection(), until, stays)
@@ -272,6 +274,22 @@ def preview_tag(chosen: Chosen, *, add: Iterable[str], remove: Iterable[str], no
     return _preview(TAGGED, chosen.resolve(now), Tags.of(add, remove).missing)
 
 
+def rename(chosen: Chosen, name: str, *, reason: str, actor: Actor, now: int) -> Change:
+    """Call one device something else; what it calls itself is only where a name begins. Raises as ``act`` does."""
+    if not name or not name.isprintable() or len(name) > MAX_NAME or name != name.strip():
+        raise UsageError(f"a name is 1 to {MAX_NAME} printable characters")
+
+    def edit(rows: list[Device]) -> tuple[list[Device], list[dict[str, object]]]:
+        willing = [row for row in rows if row.name != name]
+        details: list[dict[str, object]] = [{"from": row.name, "to": name, "reason": reason} for row in willing]
+        for row in willing:
+            row.name, row.name_key = name, fold("name", name)
+            row.save(update_fields=["name", "name_key"])
+        return willing, details
+
+    return _change("device.rename", NAMED, replace(chosen, most=1), edit, actor=actor, now=now)
+
+
 def _tag(text: str) -> str:
     if not text or not text.isprintable() or len(text) > MAX_TAG or text != text.strip():
         raise UsageError(f"a tag is 1 to {MAX_TAG} printable characters")
@@ -327,7 +345,10 @@ def _change(event: str, what: str, chosen: Chosen, edit: Edit, *, actor: Actor, 
             hint="look at them again, and do the rest",
         ) from error
     until = done.until if what in TURNED_AWAY else 0
-    return Change(target.meaning, what, len(keys), done.count, done.shown, "", until or None, done.stays)
+    stays = (
+        done.stays if what not in (TAGGED, NAMED) else {what: len(keys) - done.count} if len(keys) > done.count else {}
+    )
+    return Change(target.meaning, what, len(keys), done.count, done.shown, "", until or None, stays)
 
 
 @dataclass(slots=True)

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 COMMANDS = {
     "local": {"serve", "simulate"},
     "devices": {"devices", "device", "export", "suggest"},
-    "changes": {"approve", "reject", "quarantine", "release", "revoke", "rotate-key", "tag"},
+    "changes": {"approve", "reject", "quarantine", "release", "revoke", "rotate-key", "tag", "rename"},
     "enrolling": {"pending", "preauthorise"},
     "log": {"audit", "view"},
     "people": {"enrollment-token", "sign-in-link", "operator", "token", "webhook"},

@@ -34,7 +34,7 @@ NEXT = {
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("url", metavar="URL", help="the server's address, for example https://fleet.example")
-    parser.add_argument("--name", help="what people call this board (default: nothing)")
+    parser.add_argument("--name", help="what people call this board (default: its host name)")
     parser.add_argument(
         "--enrollment-token-file",
         metavar="FILE",
@@ -96,6 +96,7 @@ def run(args: argparse.Namespace) -> int:
         _write_config(settings, issuer)
         return _show_key(args, facts | {"device id": settings.server_client_id}, key)
     metadata = discover(transport, settings, issuer)
+    simulated = is_simulated(settings)
 
     def register() -> enroll.Registration:
         if settings.server_preset != "pi-fleet":
@@ -105,8 +106,8 @@ def run(args: argparse.Namespace) -> int:
             metadata,
             key,
             board=dict(board_claims(board)),
-            agent=agent_claims(key, simulated=str(settings.root) != "/", flags=board.flags),
-            name=settings.name,
+            agent=agent_claims(key, simulated=simulated, flags=board.flags),
+            name=settings.name or ("" if simulated else enroll.host_name()),
             enrollment_token=enrollment_token,
             now=signing_time(transport, issuer),
         )
@@ -124,6 +125,11 @@ def run(args: argparse.Namespace) -> int:
         registration = register()
     _show(args, facts, registration, kid)
     return 0 if registration.status == "approved" else 4
+
+
+def is_simulated(settings: Settings) -> bool:
+    """The board is not this machine, but a recording of one."""
+    return str(settings.root) != "/"
 
 
 def _register_client(

@@ -38,7 +38,15 @@ def add_commands(commands: Any) -> None:
     for name, what in ACTIONS.items():
         _add_action(command(commands, name, what, act), name)
     _add_action(command(commands, "rotate-key", "ask devices for new keys", act), "rotate-key")
+    _add_rename(command(commands, "rename", "call a device something else", rename))
     _add_tag(command(commands, "tag", "give tags to devices, and take them away", tag))
+
+
+def _add_rename(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("device", metavar="DEVICE", help="the id of the device, or a query that only it answers to")
+    parser.add_argument("name", metavar="NAME", help="what it is called from now on")
+    parser.add_argument("--reason", default="", metavar="TEXT", help="why; kept in the audit log")
+    parser.add_argument("--json", action="store_true", help="print what changed as JSON")
 
 
 def _add_action(parser: argparse.ArgumentParser, name: str) -> None:
@@ -81,6 +89,22 @@ def tag(arguments: argparse.Namespace) -> int:
     if not words:
         raise UsageError("which devices?", hint="pi-fleet tag model:2b +kiosk --reason '...'")
     return _change(arguments, "tag", " ".join(words), {"add": add, "remove": remove})
+
+
+def rename(arguments: argparse.Namespace) -> int:
+    """Call one device something else. It is named on the line, so nobody is asked to confirm."""
+    fleet = fleet_of(arguments)
+    request = {"query": _named(fleet, arguments.device), "name": arguments.name, "reason": arguments.reason}
+    change = fleet.post("/devices/rename", request)
+    if not change["matched"]:
+        say(f"0 devices: {change['meaning']}")
+        return 3
+    if change["count"]:
+        say(f"{change['changed'][0]['id']} is called {arguments.name}")
+    else:
+        say(f"nothing to do: {output.staying(change['stays'], change['status'])}")
+    sys.stdout.write(json.dumps(change, indent=2) + "\n" if arguments.json else "")
+    return 0
 
 
 def _change(arguments: argparse.Namespace, action: str, query: str, more: dict[str, Any]) -> int:

@@ -49,6 +49,14 @@ class TagRequest(ChangeRequest):
     remove: list[Tag] = Field(default_factory=list, max_length=20)
 
 
+class RenameRequest(Body):
+    """``name`` is what the one device of ``query`` is called from now on."""
+
+    query: QueryText
+    name: str = Field(min_length=1, max_length=changes.MAX_NAME)
+    reason: Reason = ""
+
+
 @router.get("/devices", **needs("reader"))
 def list_devices(
     request: HttpRequest, query: QueryText = "", limit: Limit = 100, sort: Sort = "id", cursor: str = ""
@@ -158,6 +166,13 @@ def tag_devices(request: HttpRequest, body: TagRequest) -> dict[str, Any]:
     return _answer(change)
 
 
+@router.post("/devices/rename", **needs("approver"))
+def rename_device(request: HttpRequest, body: RenameRequest) -> dict[str, Any]:
+    """Call one device something else."""
+    chosen, reason = Chosen(views.expand(body.query), version=_version(request)), one_line(body.reason)
+    return _answer(changes.rename(chosen, body.name, reason=reason, actor=actor_of(request), now=now()))
+
+
 @router.post("/devices/rotate-key", **needs("approver"))
 def rotate_keys(request: HttpRequest, body: ChangeRequest) -> dict[str, Any]:
     """Ask the devices of a query for new keys. Each is told with its next token, and goes on with its old one until then."""
@@ -180,12 +195,16 @@ def show_device(request: HttpRequest, device_id: str) -> dict[str, Any]:
 
 
 def _chosen(request: HttpRequest, body: ChangeRequest) -> Chosen:
-    version = request.headers.get("if-match", "").strip('"').partition(".")[0]
-    return Chosen(views.expand(body.query), tuple(body.ids), body.max, body.selection, version)
+    return Chosen(views.expand(body.query), tuple(body.ids), body.max, body.selection, _version(request))
+
+
+def _version(request: HttpRequest) -> str:
+    return request.headers.get("if-match", "").strip('"').partition(".")[0]
 
 
 def _answer(change: Change, *, dry_run: bool = False) -> dict[str, Any]:
-    status = {} if dry_run or change.target in (changes.TAGGED, changes.ROTATION) else {"status": change.target}
+    is_status = change.target not in (changes.TAGGED, changes.ROTATION, changes.NAMED)
+    status = {"status": change.target} if is_status and not dry_run else {}
     return {
         "schema": "pi-fleet.change/1",
         "meaning": change.meaning,
