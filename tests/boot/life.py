@@ -75,6 +75,8 @@ class Life:
             if self.whole:
                 yield from self._accidents(machine)
             yield "the settings are read again while it runs", lambda: self._reload(machine)
+            yield "doctor finds nothing wrong, for root and for the agent's user", lambda: self._doctor(machine)
+            yield "the socket is for local.group, once the agent is in it", lambda: self._group(machine)
             yield "a unit that needs a token waits for it", lambda: self._online(machine)
             yield "with the socket, the first to ask starts the agent", lambda: self._socket(machine)
             yield from self._versions(machine)
@@ -165,6 +167,21 @@ class Life:
         machine.run("systemctl", "reload", UNIT)
         self._token(machine)
         same(machine.show(UNIT, "MainPID"), pid)
+
+    def _doctor(self, machine: Machine) -> None:
+        machine.run("pi-agent", "doctor")
+        machine.run("runuser", "-u", "pi-agent", "--", "pi-agent", "doctor")
+
+    def _group(self, machine: Machine) -> None:
+        drop_in = "/etc/pi-agent/config.d/group.toml"
+        machine.run("groupadd", "api")
+        machine.run("sh", "-c", f"mkdir -p /etc/pi-agent/config.d && cat >{drop_in}", text='[local]\ngroup = "api"\n')
+        contains(machine.run("pi-agent", "config", "check", codes=(2,)), "usermod -aG api pi-agent")
+        machine.run("usermod", "-aG", "api", "pi-agent")
+        self._restart(machine)
+        same(machine.run("stat", "-c", "%U %G %a", "/run/pi-agent/agent.sock").strip(), "pi-agent api 660")
+        machine.run("rm", drop_in)
+        self._restart(machine)
 
     def _online(self, machine: Machine) -> None:
         machine.run("systemctl", "stop", UNIT)
