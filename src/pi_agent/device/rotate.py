@@ -20,7 +20,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from pi_agent import assertion
+from pi_agent import assertion, oauth
 from pi_agent.device import files, identity
 from pi_agent.device.discovery import discover
 from pi_agent.device.enroll import NONCE_WANTED
@@ -75,7 +75,7 @@ def finish(state: Path, known: Identity, key: KeyStore) -> Identity:
 
 
 def abandon(state: Path, known: Identity) -> Identity:
-    """Give a rotation up that nobody has used yet: the key in use stays. Raises like ``begin``."""
+    """Give a rotation up whose key the server never saw, or never takes: the key in use stays. Raises like ``begin``."""
     with files.locked(state):
         kept = _change(state, identity.load(state), known, replace(known, next_key=""))
     stores.discard(known.next_key, state)
@@ -117,14 +117,10 @@ def sign_in(
     if answer.status == 400 and members.get("error") == NONCE_WANTED and isinstance(nonce, str):
         answer = _post(transport, endpoint, known, old, key, nonce=nonce, now=now)
         members = answer.json_object()
-    if answer.status != 200 or members.get("kid") != key.public_key().kid:
-        code, description = members.get("error"), members.get("error_description")
-        raise OAuthError(
-            str(code)[:64] if code else "unknown_error",
-            str(description)[:200] if description else f"the server answered {answer.status}",
-            status=answer.status,
-            retry_after=answer.retry_after,
-        )
+    if answer.status != 200:
+        raise oauth.refusal(answer.status, members, answer.retry_after)
+    if members.get("kid") != key.public_key().kid:
+        raise TransportError("the server has signed in some other key", reason="answer")
 
 
 def _post(

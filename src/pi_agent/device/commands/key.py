@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from pi_agent.errors import AgentError, BoardError, ConflictError, KeyFileError
+from pi_agent.errors import AgentError, BoardError, ConflictError, KeyFileError, OAuthError
 
 if TYPE_CHECKING:
     from pi_agent.device.config import Settings
@@ -95,7 +95,9 @@ def _move(args: argparse.Namespace, settings: Settings) -> dict[str, Any]:
             sys.stderr.write(f"the same key is still at {known.key}; once the agent runs, remove it there\n")
         return _describe(settings, moved, joining.load_key(settings.state, moved))
     if known.next_key:
-        known = rotate.abandon(settings.state, known)
+        known = _settle(args, settings, known)
+    if known.key == target:  # it is what was under way
+        return _describe(settings, known, joining.load_key(settings.state, known))
     return _replace(args, settings, known, target)
 
 
@@ -106,23 +108,38 @@ ACTIONS: dict[str, Callable[[argparse.Namespace, Settings], dict[str, Any]]] = {
 }
 
 
+def _settle(args: argparse.Namespace, settings: Settings, known: Identity) -> Identity:
+    """Bring the rotation that is under way to its end. The server may take the next key alone by now: it is never dropped."""
+    from pi_agent.device import identity, rotate
+    from pi_agent.device.keys import stores
+
+    try:
+        _replace(args, settings, known, known.next_key)
+    except OAuthError as error:
+        if error.error != rotate.KEY_UNUSABLE:
+            raise
+    except KeyFileError:
+        try:
+            stores.load(known.next_key, settings.state)
+        except FileNotFoundError:  # it cannot even be made, so the server was never told
+            return rotate.abandon(settings.state, known)
+        raise
+    return identity.load(settings.state)
+
+
 def _replace(args: argparse.Namespace, settings: Settings, known: Identity, location: str) -> dict[str, Any]:
     """Sign the key at ``location`` in with the present one, and use it once, which retires the present one."""
-    from pi_agent.device import identity, joining, rotate, worker
+    from pi_agent.device import identity, rotate, worker
     from pi_agent.device.discovery import signing_time
-    from pi_agent.device.keys import stores
     from pi_agent.device.preparation import prepare
 
-    fields = prepare(vars(args))  # also refuses another board's identity
-    old = joining.load_key(settings.state, known)
+    fields = prepare(vars(args))  # also refuses another board's identity, and a key in use that cannot be used
     known = rotate.begin(settings.state, known, location)
-    key = stores.load_or_create(known.next_key, settings.state)
     transport = worker.transport(fields)
-    rotate.sign_in(
-        transport,
+    key = rotate.next_key(
+        settings.state,
         known,
-        old,
-        key,
+        transport,
         loopback_http=settings.server_loopback_http,
         now=signing_time(transport, known.issuer),
     )
