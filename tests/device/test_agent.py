@@ -288,6 +288,7 @@ OURS = {
         "entrance",
         "frames",
         "journal",
+        "leaving",
         "local",
         "metrics",
     ),

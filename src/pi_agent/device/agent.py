@@ -13,7 +13,7 @@ import select
 import sys
 import time
 
-from pi_agent.device import allow, api, children, clock, frames, metrics, network, outlets, schedule
+from pi_agent.device import allow, api, children, clock, frames, leaving, metrics, network, outlets, schedule
 from pi_agent.device.doors import SWEEP, Doors
 from pi_agent.device.journal import INFO, WARNING, Journal
 from pi_agent.device.systemd import notify
@@ -96,9 +96,7 @@ class Agent:
         self._watch = clock.Watch(time.time(), now)
         self._beat = 0.0
         self._due = 0.0  # when there is more to do than to answer callers; 0.0 is at once
-        self._signed_out = ""
-        self._signing_out = False
-        self.revoked = False  # all that was held when it signed out is worth nothing any more
+        self.leaving = leaving.Leaving()
         self._running = True
 
     def run(self, alarm: int | None) -> None:
@@ -213,12 +211,9 @@ class Agent:
             self._finish(child.purpose, fields, now)
         elif child.purpose == "reload":
             self._on_reload(fields, now)
-        elif child.purpose == "revoke":
-            self._signing_out = False
-            self._signed_out = fields.get("message", "")
-            self.revoked = fields.get("outcome") == "revoked"
-            self._journal.say(f"signed out: {self._signed_out}")
-            self._doors.resume(now)
+        elif child.purpose is self.leaving:
+            self.leaving.on_answer(fields)
+            self._revoke(now)
 
     def _finish(self, slot: Slot, fields: dict[str, str], now: float) -> None:
         self._in_flight = None
@@ -229,8 +224,10 @@ class Agent:
             self._anchor = float(fields["anchor"])
         self._note = fields.get("note", self._note)
         self._tell("key", self._note, now)
-        if self._signed_out:
-            return  # whatever it brought was asked for before
+        if self.leaving.said:  # whatever it brought was asked for before
+            self.leaving.add(fields.get("head", ""), fields.get("refresh_token", ""))
+            self._revoke(now)
+            return
         before = slot.outcome
         try:
             self._book(slot, fields, now)
@@ -275,7 +272,7 @@ class Agent:
     def _try_again(self, slot: Slot, now: float, change: int) -> None:
         """With another network, a server that has refused us, or told us to wait, would only say so again."""
         unheard = slot.outcome == schedule.FAILED and "retry_after" not in slot.failure
-        if slot.failure and not self._signed_out and (change == ALL or (change == NETWORK and unheard)):
+        if slot.failure and not self.leaving.said and (change == ALL or (change == NETWORK and unheard)):
             slot.try_now(now)
 
     # What callers ask for
@@ -287,7 +284,7 @@ class Agent:
         """A caller needs a token that is good for longer. A back-off, and the spread after boot, are not cut short."""
         if (
             not slot.failure
-            and not self._signed_out
+            and not self.leaving.said
             and not (slot is self.tokens.default and slot.outcome == "starting")
         ):
             slot.try_now(now, pause=DEMAND_PAUSE)
@@ -296,46 +293,53 @@ class Agent:
     def renew(self, slot: Slot, peer: allow.Peer, now: float) -> None:
         """A caller needs another token than this one: its server refused it, or somebody wants to see it work."""
         privileged = peer.uid in (0, self.uid)
-        if privileged and self._signed_out:
+        if privileged and self.leaving.said:
             self._sign_in(now)
-        if not self._signed_out and (privileged or now - slot.asked >= DEMAND_PAUSE):
+        if not self.leaving.said and (privileged or now - slot.asked >= DEMAND_PAUSE):
             slot.renewing = True
             slot.try_now(now)
             self._due = 0.0
 
     def _sign_in(self, now: float) -> None:
-        self._signed_out = ""
+        if self.leaving.said:
+            self.leaving.said, self.tokens.rest = "", now
         self._due = 0.0
         self._overtaken = ALL
         self.tokens.each(lambda slot: slot.try_now(now))
 
     def is_coming(self, slot: Slot, until: float) -> bool:
         """An attempt for this slot is on its way, or will be by ``until``."""
-        return slot is self._in_flight or slot.next <= until
+        return slot is self._in_flight or (slot.next <= until and not self.leaving.said)
 
     def sign_out(self, now: float) -> None:
         """Revoke every token at the server, forget them, and ask for none until told to."""
-        held = [slot for slot in self.tokens if slot.left(now) > 0 or slot.refresh_token]
-        named = [outlets.bare(slot.head) for slot in held] + [slot.refresh_token for slot in held if slot.refresh_token]
+        self.leaving.begin(self.tokens, now)
         self.tokens.each(lambda slot: slot.clear(NEVER))
+        self.tokens.rest = NEVER
         self._outlets.remove()
-        self._signed_out = "nothing was held"
-        self.revoked = not named
-        if named:
-            self._signed_out, self._signing_out = "not revoked yet", True
+        self._revoke(now)
+
+    def _revoke(self, now: float) -> None:
+        """Have the next tokens revoked, if no worker is at it yet."""
+        while tokens := self.leaving.next_batch():
             try:
-                self._spawn("pi_agent.device.worker", {"action": "revoke", "tokens": " ".join(named)}, now, "revoke")
+                self._spawn("pi_agent.device.worker", {"action": "revoke", "tokens": tokens}, now, self.leaving)
+                break
             except OSError as error:
-                self._signed_out, self._signing_out = f"not revoked: {error.strerror}", False
+                self.leaving.on_answer({"message": f"no worker: {error.strerror}"})
+        if self.leaving.said and not self.is_signing_out():
+            self._journal.say(f"signed out: {self.leaving.said}")
+            self._doors.resume(now)
 
     def is_signing_out(self) -> bool:
-        return self._signing_out
+        """Tokens are being revoked, or a worker that was under way may bring another."""
+        return self.leaving.is_busy() or (bool(self.leaving.said) and self._in_flight is not None)
 
     # What it is like
 
     def state(self, now: float) -> str:
         slot = self.tokens.default
-        if self._signed_out:
+        if self.leaving.said:
             return "signed-out"
         if slot.failure:
             return slot.outcome
@@ -346,8 +350,8 @@ class Agent:
         left, wait = slot.left(now), max(0.0, slot.next - now)
         when = "under way" if slot is self._in_flight else f"in {clock.length(wait)}"
         token = f"token ok, {clock.length(left)} left" if left > 0 else "no token"
-        if self._signed_out:
-            return f"signed out ({self._signed_out}); sign in again with: sudo pi-agent refresh"
+        if self.leaving.said:
+            return f"signed out ({self.leaving.said}); sign in again with: sudo pi-agent refresh"
         if not slot.failure:
             what = "next refresh" if left > 0 else "first request"
             return f"{token}, {what} {when}"
@@ -447,5 +451,4 @@ class Agent:
 
 
 def _day(seconds: float) -> str:
-    year, month, day = time.gmtime(min(max(seconds, 0), 2**31 - 1))[:3]
-    return f"{year}-{month:02}-{day:02}"
+    return "{}-{:02}-{:02}".format(*time.gmtime(min(max(seconds, 0), 2**31 - 1)))

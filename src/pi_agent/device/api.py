@@ -110,7 +110,8 @@ def _respond_sign_out(agent: Agent, request: Request, peer: Peer, now: float, un
     if agent.is_signing_out() and now < until:
         return until
     sentence = agent.sentence(now, agent.tokens.default)
-    document = {"schema": "pi-agent.sign-out/1", "sentence": sentence, "revoked": agent.revoked}
+    is_revoked = agent.leaving.is_done() and not agent.is_signing_out()
+    document = {"schema": "pi-agent.sign-out/1", "sentence": sentence, "revoked": is_revoked}
     return answer(200, write_json(document), keep_alive=request.keep_alive)
 
 

@@ -14,6 +14,8 @@ from pi_agent.device import frames
 # What systemd and the makers of PKCS #11 modules tell whoever uses a key, by the environment and no other way.
 KEY_VARIABLES = ("CREDENTIALS_DIRECTORY", "SOFTHSM2_CONF", "TPM2_PKCS11_STORE", "TPM2_PKCS11_TCTI", "PKCS11_SQL_LOCK")
 
+E2BIG = 7  # errno.h; the module `errno` is one more to import
+
 _ended: list[int] = []  # killed, and not yet gone: a process that hangs in the kernel must not hang us
 
 
@@ -35,7 +37,11 @@ class Child:
         there, our_end = os.pipe2(os.O_CLOEXEC)
         self.output, back = os.pipe2(os.O_CLOEXEC)
         try:
-            os.write(our_end, said)  # at most frames.MAX_FRAME, which is what a pipe holds
+            os.set_blocking(
+                our_end, False
+            )  # nobody reads yet: what the pipe does not hold would be waited for for ever
+            if os.write(our_end, said) < len(said):
+                raise OSError(E2BIG, "more to say than a pipe holds")
             actions = [(os.POSIX_SPAWN_DUP2, there, 0), (os.POSIX_SPAWN_DUP2, back, 1)]
             environment = {"LANG": "C.UTF-8", "PATH": "/usr/sbin:/usr/bin:/sbin:/bin"} | (variables or {})
             self._pid = os.posix_spawn(command[0], command, environment, file_actions=actions, setpgroup=0)

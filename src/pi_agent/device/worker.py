@@ -5,7 +5,7 @@ It gets its settings as a frame on standard input and answers with a frame on st
 answer's JSON in two halves, ``head`` and ``tail``, between which the resident writes how many seconds are left.
 Otherwise ``message``, ``hint``, ``reason`` and ``retry_after``. ``anchor`` is what the server's Date told (``clock.py``),
 ``note`` what is wrong with keeping keys, and ``rotates`` is there when another key was begun, which takes the request's
-``may_rotate``. Whatever goes wrong is an answer.
+``may_rotate``. ``left`` are the numbers, from 0, of the tokens that were not revoked. Whatever goes wrong is an answer.
 """
 
 from __future__ import annotations
@@ -92,10 +92,9 @@ class Attempt:
         return _answer(self._buy(profile, key))  # once more, with a new assertion that carries the server's time
 
     def revoke(self) -> Fields:
-        """Tell the server that the tokens are done with (RFC 7009)."""
+        """Tell the server that the tokens are done with (RFC 7009): each of them, whatever it says to the one before."""
         profile, key = self._profile_and_key()
         url = self._settings["server_revocation_endpoint"]
-        tokens = self._settings["tokens"].split(" ")
         if not url:
             url = discovery.discover(
                 self._transport,
@@ -105,11 +104,18 @@ class Attempt:
             ).revocation_endpoint
         if not url:
             return {"outcome": "revoked", "message": "the server cannot revoke; the token ends by itself"}
-        for token in tokens:
+        left, problem = [], None
+        for number, token in enumerate(self._settings["tokens"].split(" ")):
             form = request.revocation_form(profile, key, token, now=self._now(profile.issuer))
-            answer = self._transport.post_form(url, form, authorization=request.authorization(profile))
-            if answer.status != 200:
-                raise TransportError(f"not revoked: the server answered {answer.status}", reason="answer")
+            try:
+                answer = self._transport.post_form(url, form, authorization=request.authorization(profile))
+                if answer.status != 200:
+                    raise TransportError(f"the server answered {answer.status}", reason="answer")
+            except TransportError as error:
+                left.append(str(number))
+                problem = error
+        if problem:
+            return self.failure(problem) | {"left": " ".join(left)}
         return {"outcome": "revoked", "message": "revoked at the server"}
 
     def failure(self, error: PiAgentError) -> Fields:

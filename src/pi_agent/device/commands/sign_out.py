@@ -8,7 +8,7 @@ import sys
 from pi_agent import client
 
 HELP = "revoke the tokens at the server, and hold none until: pi-agent refresh"
-PATIENCE = 45.0
+PATIENCE = 130.0  # a request that is under way is waited for, and then it is one worker per 30 KiB of tokens
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -16,7 +16,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """1 when the server did not revoke them. Raises AgentError (4) for a caller who is neither root nor the agent's user,
+    """1 when the server did not revoke them all. Raises AgentError (4) for a caller who is neither root nor the agent's user,
     TransportError (5).
     """
     answer = client.ask("/v1/sign-out", method="POST", runtime=args.runtime, timeout=PATIENCE)
