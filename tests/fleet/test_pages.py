@@ -161,6 +161,21 @@ def test_a_device_is_approved_with_a_reason(browser: Browser, app: Application) 
     assert "kitchen display" in browser.get(path).body.decode()
 
 
+def test_a_device_is_given_a_name_on_its_page(browser: Browser, pi: Pi) -> None:
+    """Once: the same form again is about a device that has changed since. A reader has no such form."""
+    path = f"/devices/{pi.client_id}"
+    browser.get(path)
+    seen = browser.field("version")
+    assert browser.post(path, action="rename", name=" Hall way ", version=seen).status == 302
+    assert Device.objects.get().name == "Hall way"
+    browser.get(path)
+    assert browser.post(path, action="rename", name="attic", version=seen).status == 400
+    assert "changed since" in browser.page and Device.objects.get().name == "Hall way"
+    for name, role in (("bob", "admin"), ("alice", "reader")):
+        access.set_role(name, role, actor=Actor("me", "test"), now=1)
+    assert 'value="rename"' not in browser.get(path).body.decode()
+
+
 def test_an_unknown_device_is_a_404(browser: Browser) -> None:
     """In our own words."""
     assert browser.get("/devices/pi-0000000000000000").status == 404

@@ -127,7 +127,7 @@ def device(request: HttpRequest, device_id: str) -> HttpResponseBase:
 
 
 def _act_on(request: HttpRequest, client_id: str) -> None:
-    """An action or new tags, if nobody has changed the device since the page was made."""
+    """An action, new tags or a new name, if nobody has changed the device since the page was made."""
     now, actor, action = int(time.time()), caller_of(request).actor, request.POST.get("action", "")
     version = request.POST.get("version", "")[:64]
     if not version:
@@ -139,6 +139,9 @@ def _act_on(request: HttpRequest, client_id: str) -> None:
         present = set(registry.get(client_id).tag_names)
         if wanted != present:
             changes.tag(chosen, add=wanted - present, remove=present - wanted, reason=reason, actor=actor, now=now)
+        return
+    if action == "rename":
+        changes.rename(chosen, request.POST.get("name", "").strip(), reason=reason, actor=actor, now=now)
         return
     _allowed(request, action)
     changes.act(action, chosen, reason=reason, actor=actor, now=now)
