@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pi_agent.device import first_boot
+from device.registrar import registering
+from pi_agent.device import cli, first_boot
 from pi_agent.errors import ConfigError
 
 TOKEN = "canary-7f3a-enrollment-token"
@@ -33,6 +34,47 @@ def test_the_token_is_overwritten_where_it_stood(tmp_path: Path) -> None:
     assert taken.stat().st_ino == inode
     assert TOKEN not in taken.read_text()
     assert taken.read_text().count("*" * len(TOKEN)) == 2
+
+
+def test_a_token_written_with_escapes_is_erased_with_its_file(tmp_path: Path) -> None:
+    """TOML has more than one way to write a token: one that stands nowhere as it is takes the whole file along."""
+    path = tmp_path / "pi-agent.toml"
+    path.write_text(TEXT.replace(TOKEN, TOKEN[:-1] + "\\u006e"))
+    assert first_boot.read(path).token == TOKEN
+    first_boot.erase(path, TOKEN)
+    left = (tmp_path / "pi-agent.toml.taken").read_text()
+    assert "canary" not in left
+    assert first_boot.parse(left.encode(), path) == first_boot.Wishes({}, "")
+
+
+def test_ra18_an_erased_token_is_not_taken_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """RA-18: the power is cut after erasing and before renaming: the stars are no token, and do not replace the one that waits."""
+    path = tmp_path / "pi-agent.toml"
+    path.write_text(TEXT)
+    with monkeypatch.context() as cut, pytest.raises(ConfigError):
+        cut.setattr(Path, "replace", failing)
+        first_boot.erase(path, TOKEN)
+    assert first_boot.read(path) == first_boot.Wishes({"name": "kitchen", "server.issuer": "https://fleet.test"}, "")
+
+
+def failing(*_: object) -> None:
+    raise OSError(5, "Input/output error")
+
+
+def test_e08_a_link_in_the_place_of_the_waiting_token_is_not_followed(
+    state: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """E-08: the agent's user leads root's first-boot to a file of root's: it is not read, and not sent as a token."""
+    (tmp_path / "secret").write_text("canary-of-root")
+    (tmp_path / "secret").chmod(0o600)
+    (state / first_boot.WAITING).symlink_to(tmp_path / "secret")
+    with registering(0) as registrar:
+        config = tmp_path / "config.toml"
+        config.write_text(f'[server]\nissuer = "{registrar.issuer}"\nloopback_http = true\n')
+        folders = ["--config", str(config), "--state", str(state), "--root", str(tmp_path)]
+        assert cli.main([*folders, "first-boot", str(tmp_path / "none")]) == 2
+        assert registrar.server.requests == []
+    assert "cannot open" in capfd.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -67,6 +67,8 @@ def parse(data: bytes, path: Path) -> Wishes:
     token = values.pop(TOKEN_SETTING, "")
     if not isinstance(token, str) or len(token) > MAX_TOKEN or not token.isascii() or not token.isprintable():
         raise ConfigError(f"{path}: {TOKEN_SETTING} is not a token", path=str(path), key=TOKEN_SETTING)
+    if not token.strip("*"):  # the power was cut between erasing and renaming
+        token = ""
     if unknown := sorted(values.keys() - ALLOWED):
         raise ConfigError(f"{path}: {unknown[0]} cannot be set here", path=str(path), key=unknown[0])
     return Wishes(values, token)
@@ -80,12 +82,10 @@ def erase(path: Path, token: str) -> None:
     try:
         if token:
             with path.open("r+b") as file:
-                data = file.read(MAX_SIZE)
-                start = data.find(token.encode("ascii"))
-                while start >= 0:
-                    file.seek(start)
-                    file.write(b"*" * len(token))
-                    start = data.find(token.encode("ascii"), start + len(token))
+                data, secret = file.read(MAX_SIZE), token.encode("ascii")
+                file.seek(0)
+                # Written with TOML's escapes it stands nowhere as it is: then nothing of the file stays but a comment.
+                file.write(data.replace(secret, b"*" * len(secret)) if secret in data else b"#" * len(data))
                 file.flush()
                 os.fsync(file.fileno())
         path.replace(path.with_name(path.name + TAKEN))

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pi_agent.errors import ConfigError
+from pi_agent.errors import ConfigError, KeyFileError
 
 if TYPE_CHECKING:
     from pi_agent.device.config import Settings
@@ -77,11 +77,21 @@ def _existing(settings: Settings) -> str | None:
 def _enroll(args: argparse.Namespace, settings: Settings, waiting: Path) -> int:
     from pi_agent.device.commands import setup
 
-    request = argparse.Namespace(**vars(args))
-    given = {"url": settings.server_issuer, "enrollment_token_file": str(waiting), "wait": None}
-    for name, value in given.items():
-        setattr(request, name, value)
-    return setup.run(request)
+    token = setup.one_word(_token(waiting))
+    return setup.join(argparse.Namespace(**vars(args), url=settings.server_issuer, wait=None), token)
+
+
+def _token(waiting: Path) -> str:
+    """Read with the rights of whose folder it is: a link in its place must not send what only root may read."""
+    from pi_agent.device import files
+
+    with files.as_owner_of(waiting.parent):
+        try:
+            return files.read_private(waiting).decode("ascii")
+        except (FileNotFoundError, UnicodeDecodeError):
+            raise KeyFileError(
+                f"{waiting} is not an enrollment token", path=str(waiting), hint=f"sudo rm {waiting}"
+            ) from None
 
 
 def _say(sentence: str) -> None:

@@ -64,6 +64,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """0 when the board is approved, 4 while it waits for approval or was refused."""
+    enrollment_token = _enrollment_token(args)
+    args.server_ca_file = _ca_file(args.server_ca_file, args.config)
+    return join(args, enrollment_token)
+
+
+def join(args: argparse.Namespace, enrollment_token: str) -> int:
+    """Enroll at ``args.url`` with the settings as they are, and those of ``args``. What it returns is the exit code."""
     from pi_agent.board import board_claims
     from pi_agent.device import config, enroll, files, joining
     from pi_agent.device.discovery import signing_time
@@ -71,8 +78,6 @@ def run(args: argparse.Namespace) -> int:
     from pi_agent.device.transport import Transport
     from pi_agent.device.worker import agent_claims
 
-    enrollment_token = _enrollment_token(args)
-    args.server_ca_file = _ca_file(args.server_ca_file, args.config)
     settings = config.load(vars(args) | {"server_issuer": args.url})
     issuer = args.url.rstrip("/") if settings.server_preset == "pi-fleet" else args.url
     board = probe(str(settings.root))
@@ -175,7 +180,12 @@ def _enrollment_token(args: argparse.Namespace) -> str:
         text = sys.stdin.readline() if name == "-" else Path(name).read_text(encoding="ascii") if name else ""
     except (OSError, ValueError) as error:
         raise UsageError(f"cannot read the enrollment token from {name}: {error}") from error
-    token = (text or os.environ.get("PI_AGENT_ENROLLMENT_TOKEN", "")).strip()
+    return one_word(text or os.environ.get("PI_AGENT_ENROLLMENT_TOKEN", ""))
+
+
+def one_word(text: str) -> str:
+    """The enrollment token in ``text``, which may be empty. Raises UsageError for anything else."""
+    token = text.strip()
     if token.split()[1:] or not token.isprintable():
         raise UsageError("an enrollment token is one word without spaces", hint="the file holds the token alone")
     return token
