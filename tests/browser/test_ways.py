@@ -78,3 +78,13 @@ def test_f5_after_a_token_makes_no_other(seat: Seat) -> None:
     page.reload()
     page.get_by_text("this form was sent before").wait_for()
     assert page.locator("tbody summary").count() == 1
+
+
+def test_on_a_phone_the_actions_stand_above_the_devices(chromium: Any, seat: Seat) -> None:
+    """And not below fifty of them; on a desk they follow the table."""
+    context = chromium.new_context(viewport=HAND, storage_state=seat.context.storage_state())
+    for page, above in ((context.new_page(), True), (seat.page, False)):
+        page.goto(f"{seat.live.issuer}/devices?query=id:*")
+        bar, table = (page.locator(one).bounding_box()["y"] for one in ("#bulk", "table.devices"))
+        assert (bar < table) is above
+    context.close()

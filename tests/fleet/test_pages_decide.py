@@ -185,3 +185,16 @@ def test_all_links_of_the_list_keep_its_order(browser: Browser) -> None:
     following = re.search(r'href="([^"]+)">Next page', browser.page)
     assert following is not None
     assert browser.get(html.unescape(following[1])).status == 200
+
+
+def test_saving_a_view_replaces_nobody_elses(browser: Browser) -> None:
+    """One of that name that a colleague saved stays, unless the box is ticked; one's own is replaced."""
+    View.objects.create(slug="ours", query="model:2b", columns="", sort="", created_at=1, created_by="bob")
+    browser.get("/devices")
+    assert browser.post("/views", name="ours", query="model:3b").status == 409
+    assert "@ours is a view that bob saved" in browser.page
+    assert View.objects.get().query == "model:2b"
+    assert browser.post("/views", name="ours", query="model:3b", replace="yes").status == 302
+    browser.get("/devices")
+    assert browser.post("/views", name="ours", query="model:4b").status == 302
+    assert (View.objects.get().query, View.objects.get().created_by) == ("model:4b", "alice")

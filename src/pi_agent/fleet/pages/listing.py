@@ -223,14 +223,18 @@ def _also(query: str, field: str, value: str | None) -> str:
 def save_view(request: HttpRequest) -> HttpResponseBase:
     """Keep this query, its columns and its order under a name."""
     query, status, name = (request.POST.get(field, "").strip() for field in ("query", "status", "name"))
-    name, now = name.lower(), int(time.time())
+    name, now, actor = name.lower(), int(time.time()), caller_of(request).actor
     try:
+        theirs = View.objects.filter(slug=name).exclude(created_by=actor.name).first()
+        if theirs and not request.POST.get("replace"):
+            hint = "choose another name, or save it again with the box ticked that says so"
+            raise ConflictError(f"@{name} is a view that {theirs.created_by} saved", hint=hint)
         views.save(
             name,
             changes.narrowed(views.expand(query), status, now),
             columns=request.POST.get("columns", ""),
             sort=request.POST.get("sort", ""),
-            actor=caller_of(request).actor,
+            actor=actor,
             now=now,
         )
     except PiAgentError as error:
