@@ -107,6 +107,27 @@ def test_d13_two_operators_do_not_undo_each_other(app: Application) -> None:
     assert (late.status, Device.objects.get().status) == (412, "approved")
 
 
+@pytest.mark.parametrize(("given", "status"), [("*", 200), ('""', 412), ("", 412), ('"other"', 412), ("**", 412)])
+def test_d13_a_condition_is_never_passed_over(app: Application, given: str, status: int) -> None:
+    """A star holds for a device that is there, and for none that is not (RFC 9110 section 13.1.1); nothing is no ETag."""
+    (device,) = devices(1)
+    assert post(app, "approve", {"if-match": given}, query=f"id:{device.client_id}", reason="a").status == status
+    assert Device.objects.get().status == ("approved" if status == 200 else "pending")
+    assert post(app, "approve", {"if-match": given}, query="id:nobody", reason="a").status == 412
+
+
+def test_ids_that_no_device_has_are_named(app: Application) -> None:
+    """Each once, in a preview and in the change; the devices that are there are changed."""
+    (device,) = devices(1)
+    ids = ["pi-gone", device.client_id, "pi-lost", "pi-gone"]
+    actions: dict[str, dict[str, Any]] = {"approve": {}, "tag": {"add": ["x"]}, "rotate-key": {}}
+    for path, more in actions.items():
+        for dry_run in (True, False):
+            answer = post(app, path, ids=ids, reason="x", dry_run=dry_run, **more).json
+            assert (answer["matched"], answer["unknown"]) == (1, ["pi-gone", "pi-lost"])
+    assert post(app, "approve", query="id:*", reason="x").json["unknown"] == []
+
+
 def test_the_same_request_twice_is_done_once(app: Application) -> None:
     """An Idempotency-Key gives the first answer again; for another request it is refused; errors are remembered, too."""
     devices(1)
@@ -181,7 +202,7 @@ def test_only_what_becomes_of_tags_is_logged(app: Application) -> None:
     """A tag that is there already is not given, one that is not there is not taken; the preview knows."""
     one, two = devices(2)
     DeviceTag.objects.create(device=one, tag="Kiosk", tag_key="kiosk")
-    wish = {"query": "id:*", "add": ["kiosk"], "remove": ["absent"], "reason": "x"}
+    wish: dict[str, Any] = {"query": "id:*", "add": ["kiosk"], "remove": ["absent"], "reason": "x"}
     shown = post(app, "tag", **wish, dry_run=True).json
     done = post(app, "tag", **wish, max=2).json
     assert [each["id"] for answer in (shown, done) for each in answer["changed"]] == [two.client_id] * 2

@@ -14,11 +14,14 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any, cast
 
 import pytest
 
 from fleet.live import CLEAN, COMMAND, LiveFleet, run
 from pi_agent.fleet import cli, output
+from pi_agent.fleet.client import Fleet
+from pi_agent.fleet.commands import changes
 
 DEVICE = {
     "id": "pi-0000000000000001", "name": "kitchen", "status": "pending", "status_reason": "", "flag": "", "model": "2B",
@@ -143,6 +146,25 @@ def test_on_a_terminal_the_count_is_typed_back(live: LiveFleet, typed: str, code
     assert bool(stdout) == (code == 0)
     if code == 0:
         assert live.cli("release", "model:2b", "--yes", "--reason", "test").returncode == 0
+
+
+class Forgetful:
+    """A fleet that has lost a device since it was listed."""
+
+    def stream(self, path: str, **parameters: str) -> Iterator[bytes]:
+        yield b'{"id": "pi-1"}\n{"id": "pi-2"}\n'
+
+    def post(self, path: str, members: dict[str, Any]) -> dict[str, Any]:
+        return {"count": len(members["ids"]) - 1, "unknown": ["pi-2"]}
+
+
+def test_devices_that_have_gone_meanwhile_are_named(capsys: pytest.CaptureFixture[str]) -> None:
+    """They are on stderr, and not among those that were changed."""
+    arguments = argparse.Namespace(action="tag", reason="x", json=False)
+    request, preview = {"query": "id:*"}, {"matched": 2, "status": "tagged"}
+    assert changes._in_steps(arguments, cast(Fleet, Forgetful()), "/devices/tag", request, preview) == 0
+    out, err = capsys.readouterr()
+    assert (out, "1 device not there any more: pi-2\n" in err) == ("pi-1\n", True)
 
 
 def test_a_token_and_a_link_are_data(live: LiveFleet) -> None:

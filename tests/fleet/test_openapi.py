@@ -195,7 +195,8 @@ def test_each_header_does_what_the_document_says(live: LiveFleet) -> None:
             assert (reply.status, "Idempotency-Key" in reply.json["detail"]) == (400, True), path
         else:
             assert one["name"] == "If-Match"
-            body = {"query": "id:*", "max": 9, "reason": "x"} | ({"add": ["x"]} if path.endswith("/tag") else {})
+            more = {"tag": {"add": ["x"]}, "rename": {"name": "x"}}.get(path.rpartition("/")[2], {})
+            body = {"query": "model:2b", "reason": "x", **more}
             assert ask(live, method, path, body, **{"if-match": '"other"'}).status == 412, path
 
 

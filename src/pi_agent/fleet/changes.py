@@ -36,6 +36,7 @@ MAX_SHOWN = 1000
 MAX_IDS = 1000
 MAX_TAG = MAX_NAME = 64
 PREVIEW_SECONDS = 3600
+ANY_VERSION = "*"  # RFC 9110 section 13.1.1: of whatever is there
 BATCH = 500
 TAGGED, ROTATION, NAMED = "tagged", "asked for a new key", "named so"  # what becomes of a device whose status stays
 TURNED_AWAY = ("rejected", "quarantined", "revoked")
@@ -126,6 +127,13 @@ class Chosen:
         return Target(
             Device.objects.filter(condition(query)).order_by("client_id"), query.meaning(), str(query), query.now
         )
+
+    def unknown(self) -> list[str]:
+        """Those of ``ids`` that no device has."""
+        known = (
+            set(Device.objects.filter(client_id__in=self.ids).values_list("client_id", flat=True)) if self.ids else ()
+        )
+        return [one for one in dict.fromkeys(self.ids) if one not in known]
 
     def _as_of(self, now: int) -> int:
         if not self.selection:
@@ -381,7 +389,10 @@ def _hold(target: Target, chosen: Chosen) -> list[int]:
         raise ConflictError(
             f"{target.rows.count()} devices match, more than {most}", hint="look at them first, then raise --max"
         )
-    if chosen.version and [version(row) for row in with_parts(target.rows[:2])] != [chosen.version]:
+    if chosen.version == ANY_VERSION:
+        if not keys:
+            raise StaleError("there is no such device", hint="leave If-Match out if that is as well")
+    elif chosen.version and [version(row) for row in with_parts(target.rows[:2])] != [chosen.version]:
         raise StaleError("the device was changed since you looked at it", hint="look at it again")
     return keys
 

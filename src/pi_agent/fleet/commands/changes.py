@@ -181,17 +181,23 @@ def _in_steps(
             "the devices are not the ones that were shown", hint="look at them again; nothing has changed"
         )
     members = {name: value for name, value in request.items() if name != "query"} | {"reason": arguments.reason}
-    done = 0
+    done, unknown = 0, []
     try:
         with Progress(arguments.action, len(ids)) as progress:
             for start in range(0, len(ids), STEP):
                 step = ids[start : start + STEP]
-                done += fleet.post(path, members | {"ids": step})["count"]
+                change = fleet.post(path, members | {"ids": step})
+                done += change["count"]
+                unknown += change["unknown"]
                 progress.add(len(step))
     except KeyboardInterrupt:
         say(f"interrupted: {count(done)} {preview['status']}, the others are as they were")
         raise
     say(f"{count(done)} {preview['status']}")
-    summary = {"schema": "pi-fleet.change/1", "matched": len(ids), "status": preview["status"], "count": done}
-    sys.stdout.write(json.dumps(summary, indent=2) + "\n" if arguments.json else "".join(f"{one}\n" for one in ids))
+    if unknown:
+        say(f"{count(len(unknown))} not there any more: {' '.join(unknown[:SHOWN])}")
+    summary = {"schema": "pi-fleet.change/1", "matched": len(ids) - len(unknown), "unknown": unknown}
+    summary |= {"status": preview["status"], "count": done}
+    left = [one for one in ids if one not in unknown]
+    sys.stdout.write(json.dumps(summary, indent=2) + "\n" if arguments.json else "".join(f"{one}\n" for one in left))
     return 0

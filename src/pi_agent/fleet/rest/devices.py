@@ -145,9 +145,9 @@ def _add_action(action: changes.Action) -> None:
     def change_devices(request: HttpRequest, body: ChangeRequest) -> dict[str, Any]:
         chosen = _chosen(request, body)
         if body.dry_run:
-            return _answer(changes.preview(name, chosen, now=now()), dry_run=True)
+            return _answer(chosen, changes.preview(name, chosen, now=now()), dry_run=True)
         reason = one_line(body.reason)
-        return _answer(changes.act(name, chosen, reason=reason, actor=actor_of(request), now=now()))
+        return _answer(chosen, changes.act(name, chosen, reason=reason, actor=actor_of(request), now=now()))
 
 
 for _action in changes.ACTIONS.values():  # before the route of one device, whose id would match an action's name
@@ -159,18 +159,19 @@ def tag_devices(request: HttpRequest, body: TagRequest) -> dict[str, Any]:
     """Give tags to the devices of a query, and take others away."""
     chosen = _chosen(request, body)
     if body.dry_run:
-        return _answer(changes.preview_tag(chosen, add=body.add, remove=body.remove, now=now()), dry_run=True)
+        preview = changes.preview_tag(chosen, add=body.add, remove=body.remove, now=now())
+        return _answer(chosen, preview, dry_run=True)
     change = changes.tag(
         chosen, add=body.add, remove=body.remove, reason=one_line(body.reason), actor=actor_of(request), now=now()
     )
-    return _answer(change)
+    return _answer(chosen, change)
 
 
 @router.post("/devices/rename", **needs("approver"))
 def rename_device(request: HttpRequest, body: RenameRequest) -> dict[str, Any]:
     """Call one device something else."""
     chosen, reason = Chosen(views.expand(body.query), version=_version(request)), one_line(body.reason)
-    return _answer(changes.rename(chosen, body.name, reason=reason, actor=actor_of(request), now=now()))
+    return _answer(chosen, changes.rename(chosen, body.name, reason=reason, actor=actor_of(request), now=now()))
 
 
 @router.post("/devices/rotate-key", **needs("approver"))
@@ -178,8 +179,9 @@ def rotate_keys(request: HttpRequest, body: ChangeRequest) -> dict[str, Any]:
     """Ask the devices of a query for new keys. Each is told with its next token, and goes on with its old one until then."""
     chosen = _chosen(request, body)
     if body.dry_run:
-        return _answer(changes.preview_rotation(chosen, now=now()), dry_run=True)
-    return _answer(changes.rotate_keys(chosen, reason=one_line(body.reason), actor=actor_of(request), now=now()))
+        return _answer(chosen, changes.preview_rotation(chosen, now=now()), dry_run=True)
+    change = changes.rotate_keys(chosen, reason=one_line(body.reason), actor=actor_of(request), now=now())
+    return _answer(chosen, change)
 
 
 @router.get("/devices/{device_id}", **needs("reader"))
@@ -199,16 +201,19 @@ def _chosen(request: HttpRequest, body: ChangeRequest) -> Chosen:
 
 
 def _version(request: HttpRequest) -> str:
-    return request.headers.get("if-match", "").strip('"').partition(".")[0]
+    """The version that If-Match asks for; one that no device has where it names none."""
+    given = request.headers.get("if-match")
+    return "" if given is None else given.strip().strip('"').partition(".")[0] or "none"
 
 
-def _answer(change: Change, *, dry_run: bool = False) -> dict[str, Any]:
+def _answer(chosen: Chosen, change: Change, *, dry_run: bool = False) -> dict[str, Any]:
     is_status = change.target not in (changes.TAGGED, changes.ROTATION, changes.NAMED)
     status = {"status": change.target} if is_status and not dry_run else {}
     return {
         "schema": "pi-fleet.change/1",
         "meaning": change.meaning,
         "matched": change.matched,
+        "unknown": chosen.unknown(),
         "status": change.target,
         "dry_run": dry_run,
         "count": change.count,

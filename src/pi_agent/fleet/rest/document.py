@@ -39,7 +39,7 @@ IF_MATCH = {
     "required": False,
     "description": "The ETag of the device, which nobody must have changed since; * for one that is there.",
 }
-OF_DEVICES = ("ChangeRequest", "TagRequest")  # bodies of changes that If-Match can hold
+OF_DEVICES = ("ChangeRequest", "TagRequest", "RenameRequest")  # bodies of changes that If-Match can hold
 
 
 class Interface(NinjaAPI):
