@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import base64
 import gc
+import os
 import re
 import shutil
 import subprocess
+import tempfile
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -19,6 +21,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from device import rpi_fw_crypto
+from device.conftest import needs_root
 from pi_agent import jws
 from pi_agent.device import cli, identity
 from pi_agent.device.identity import Identity
@@ -289,6 +292,30 @@ def test_wiping_takes_the_keys_out_of_the_token(token: str, state: Path, capfd: 
     assert list(state.iterdir()) == []
 
 
+def test_a_key_in_a_token_that_somebody_else_made_is_left_there(
+    token: str, state: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """A key of another program was taken for ours by name: neither a rotation nor wiping destroys it, and wiping says so."""
+    theirs = token.replace("?", ";object=disk-signing?")
+    with pytest.MonkeyPatch.context() as other:
+        other.setattr(pkcs11, "OURS", b"another")
+        kid = stores.load_or_create(theirs, state).public_key().kid
+    assert stores.discard(theirs, state) is False
+    identity.store(state, Identity("https://fleet.test", "pi-1", "https://fleet.test/oauth/token", kid, "", theirs))
+    assert cli.main(["--state", str(state), "--config", "/dev/null", "wipe-identity", "--yes"]) == 0
+    assert "disk-signing is left: pi-agent did not make it" in capfd.readouterr().err
+    assert stores.load(theirs, state).public_key().kid == kid
+
+
+def test_a_key_in_a_token_that_we_made_goes_whatever_its_name(token: str, state: Path) -> None:
+    """A-11: a name given by the operator does not keep our key in a software token."""
+    ours = token.replace("?", ";object=device?")
+    stores.load_or_create(ours, state)
+    assert stores.discard(ours, state) is True
+    with pytest.raises(FileNotFoundError):
+        stores.load(ours, state)
+
+
 @pytest.mark.parametrize(("location", "words"), [("firmware:1", "no part of the card"), ("credential:key.pem", "rm ")])
 def test_wiping_says_which_key_it_cannot_take_away(
     state: Path, capfd: pytest.CaptureFixture[str], location: str, words: str
@@ -318,10 +345,32 @@ def test_no_such_token_and_no_such_module(token: str, tmp_path: Path) -> None:
     """What is missing is named: the token, or the module."""
     with pytest.raises(KeyFileError, match="no token elsewhere"):
         pkcs11.load(stores.choose(token.replace("pi%20agent", "elsewhere")))
-    junk = tmp_path / "junk.so"
-    junk.write_bytes(b"\x7fELF junk")
-    with pytest.raises(KeyFileError, match="is no PKCS #11 module"):
-        pkcs11.load(stores.choose(re.sub(r"module-path=[^&]*", f"module-path={junk}", token)))
+    for junk in ("/etc/passwd", "/nonexistent.so"):  # root's own, as root loads no others
+        with pytest.raises(KeyFileError, match="is no PKCS #11 module"):
+            pkcs11.load(stores.choose(re.sub(r"module-path=[^&]*", f"module-path={junk}", token)))
+
+
+@needs_root
+@pytest.mark.parametrize("whose", ["the module is another's", "its folder is another's", "anybody may write into it"])
+def test_root_runs_no_module_that_others_can_change(token: str, tmp_path: Path, whose: str) -> None:
+    """The agent's user names a module of its own in the identity: root's commands, which read that, do not run it."""
+    with tempfile.TemporaryDirectory(dir="/usr/local/lib") as folder:
+        Path(folder).chmod(0o777 if whose.startswith("anybody") else 0o755)
+        shutil.copy(str(SOFTHSM), f"{folder}/module.so")
+        os.chown(f"{folder}/module.so", 65534 if whose.startswith("the module") else 0, 0)
+        os.chown(folder, 65534 if whose.startswith("its folder") else 0, 0)
+        (tmp_path / "link.so").symlink_to(f"{folder}/module.so")
+        for path in (f"{folder}/module.so", tmp_path / "link.so"):
+            with pytest.raises(KeyFileError, match=f"since others can change {folder}"):
+                pkcs11.load(stores.choose(re.sub(r"module-path=[^&]*", f"module-path={path}", token)))
+
+
+@needs_root
+def test_root_runs_a_module_of_roots_through_a_link_of_anybodys(token: str, tmp_path: Path, state: Path) -> None:
+    """What the link leads to is what is looked at, and what is loaded."""
+    (tmp_path / "link.so").symlink_to(str(SOFTHSM))
+    location = stores.choose(re.sub(r"module-path=[^&]*", f"module-path={tmp_path / 'link.so'}", token))
+    assert_signs(stores.load_or_create(location, state))
 
 
 BAD_URIS = (

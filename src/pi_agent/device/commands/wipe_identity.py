@@ -90,8 +90,8 @@ def _forget_elsewhere(location: str, state: Path) -> str:
             "sudo rm /etc/credstore.encrypted/key.pem, and take LoadCredentialEncrypted= out of the unit"
         )
     try:
-        if kind == "pkcs11":
-            stores.discard(location, state)
+        if kind == "pkcs11" and not stores.discard(location, state):
+            return f"the key in {location.partition('?')[0]} is left: pi-agent did not make it"
     except PiAgentError as error:
         return f"the key in {location.partition('?')[0]} is left, since it cannot be removed: {error}"
     return ""

@@ -6,7 +6,9 @@ Needs PyKCS11 (Debian: python3-pykcs11; PyPI: the extra ``pkcs11``). Rules kept 
 
 * the PIN comes from a private file, never from the URI, and is tried once: a token counts wrong ones and locks itself;
 * a key is made inside the token, sensitive and not extractable; one that could be taken out is not called protected;
-* the token is told the SHA-256 digest (CKM_ECDSA), which every token can sign, and what it answers is checked.
+* the token is told the SHA-256 digest (CKM_ECDSA), which every token can sign, and what it answers is checked;
+* a module is code, and the location that names it is a file of the agent's user: root runs only modules of root's;
+* a key is destroyed only if it says that we made it.
 """
 
 from __future__ import annotations
@@ -14,6 +16,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import importlib
+import os
 import secrets
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -30,7 +33,7 @@ from cryptography.hazmat.primitives.asymmetric.utils import encode_dss_signature
 from cryptography.hazmat.primitives.hashes import SHA256
 
 from pi_agent.device import files
-from pi_agent.errors import ConfigError, KeyStoreError
+from pi_agent.errors import ConfigError, KeyFileError, KeyStoreError
 from pi_agent.jwk import PublicKey, public_key
 
 SCHEME = "pkcs11:"
@@ -39,6 +42,7 @@ UNCOMPRESSED = 4
 POINT_LENGTH = 65
 PATH_ATTRIBUTES = ("token", "serial", "manufacturer", "model", "object")
 QUERY_ATTRIBUTES = ("module-path", "pin-source")
+OURS = b"pi-agent"  # how CKA_ID of a key begins that we made
 NOT_LOADED = -1  # PyKCS11's own code beside those of PKCS #11
 TPM_LIBRARIES = ("tpm2-software",)  # how tpm2-pkcs11 names its maker
 INSTALL = "sudo apt install python3-pykcs11, or: pip install 'pi-identity-agent[pkcs11]'"
@@ -126,14 +130,16 @@ def load_or_create(text: str) -> TokenKey:
         return _load(opened, uri)
 
 
-def remove(text: str) -> None:
-    """Destroy the key that the URI names, if the token has it."""
+def remove(text: str) -> bool:
+    """Destroy the key that the URI names, if the token has it. False when somebody else made it: then it stays."""
     uri = parse(text)
     opened = _session(uri)
     api = opened.library.api
-    for kind in (api.CKO_PRIVATE_KEY, api.CKO_PUBLIC_KEY):
-        for handle in _call(opened.library, lambda kind=kind: _find(opened, kind, uri)):
-            _call(opened.library, lambda handle=handle: opened.session.destroyObject(handle))
+    found = [each for kind in (api.CKO_PRIVATE_KEY, api.CKO_PUBLIC_KEY) for each in _objects(opened, kind, uri)]
+    ours = [each for each in found if _is_ours(opened, each)]
+    for each in ours:
+        _call(opened.library, lambda each=each: opened.session.destroyObject(each))
+    return ours == found
 
 
 # The token.
@@ -151,14 +157,33 @@ class _Library:
             ) from None
         self.lib = self.api.PyKCS11Lib()
         self.module = module
+        if os.getuid() == 0:  # also while root works as somebody else: a module could take root back
+            _check_is_roots(module)
         try:
-            self.lib.load(module)
+            self.lib.load(os.path.realpath(module))
         except self.api.PyKCS11Error as error:
             if error.value == NOT_LOADED:
                 raise KeyStoreError(f"{module} is no PKCS #11 module", path=module, hint=f"ls -l {module}") from None
             hint = "is its hardware there, and may this user open it? For a TPM: ls -l /dev/tpmrm0"
             code = self.api.CKR.get(error.value, error.value)
             raise KeyStoreError(f"{module} does not start: {code}", path=module, hint=hint) from None
+
+
+def _check_is_roots(module: str) -> None:
+    """Raise KeyFileError unless root alone can say what the module holds. Looked at where no link is left to be changed."""
+    path = Path(os.path.realpath(module))
+    for each in (path, *path.parents):
+        try:
+            found = each.stat()
+        except OSError as error:
+            text = f"{module} is no PKCS #11 module: {error.strerror}"
+            raise KeyStoreError(text, path=module, hint=f"ls -l {module}") from None
+        if found.st_uid != 0 or found.st_mode & 0o022:
+            raise KeyFileError(
+                f"{module} is not run as root, since others can change {each}",
+                path=module,
+                hint=f"ls -ld {each}; a package puts it below /usr/lib, where root alone can",
+            )
 
 
 @functools.cache  # a module is initialised once in a process; the PyKCS11 of Debian 12 does not count its users
@@ -221,6 +246,16 @@ def _slot(library: _Library, uri: Uri) -> int:
     return int(found[0])
 
 
+def _objects(opened: _Opened, kind: int, uri: Uri) -> list[Any]:
+    return list(_call(opened.library, lambda: _find(opened, kind, uri)))
+
+
+def _is_ours(opened: _Opened, handle: Any) -> bool:
+    wanted = [opened.library.api.CKA_ID]
+    (name,) = _call(opened.library, lambda: opened.session.getAttributeValue(handle, wanted))
+    return bytes(name or b"").startswith(OURS)
+
+
 def _find(opened: _Opened, kind: int, uri: Uri) -> list[Any]:
     api = opened.library.api
     return list(opened.session.findObjects([(api.CKA_CLASS, kind), (api.CKA_LABEL, uri.object)]))
@@ -269,7 +304,7 @@ def _protection(opened: _Opened, handle: Any) -> str:
 
 def _generate(opened: _Opened, uri: Uri) -> None:
     api = opened.library.api
-    identity = [(api.CKA_TOKEN, True), (api.CKA_LABEL, uri.object), (api.CKA_ID, secrets.token_bytes(8))]
+    identity = [(api.CKA_TOKEN, True), (api.CKA_LABEL, uri.object), (api.CKA_ID, OURS + secrets.token_bytes(8))]
     public = [*identity, (api.CKA_EC_PARAMS, P256), (api.CKA_VERIFY, True)]
     private = [
         *identity,

@@ -78,15 +78,16 @@ def successor(location: str) -> str:
     return _pkcs11(str(replace(pkcs11.parse(location), object="")))
 
 
-def discard(location: str, state: Path) -> None:
-    """Remove a key that nobody will ask for again. What was not made by us (firmware, credential) is left alone."""
+def discard(location: str, state: Path) -> bool:
+    """Remove a key that nobody will ask for again. False for one that we did not make (firmware, credential): it stays."""
     kind, rest, _ = _parts(location)
-    if kind == "file":
-        files.remove(state / rest)
-    elif kind == "pkcs11":
+    if kind == "pkcs11":
         from pi_agent.device.keys import pkcs11
 
-        pkcs11.remove(location)
+        return pkcs11.remove(location)
+    if kind == "file":
+        files.remove(state / rest)
+    return kind == "file"
 
 
 def _load_elsewhere(location: str, kind: str, rest: str, algorithm: str) -> KeyStore:
