@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ short_description: Raspberry Pi fleets as inventory
 description:
   - The devices of a query become hosts, in groups by model, memory, tag and status.
   - What a device says is only ever a value; names of groups are made of letters, digits and underscores.
+  - A device goes by its name, or by its id where the name is no host name or not its alone.
 extends_documentation_fragment:
   - constructed
 options:
@@ -65,8 +67,10 @@ class InventoryModule(BaseInventoryPlugin, Constructable):  # type: ignore[misc]
             )
         except PiAgentError as error:
             raise AnsibleParserError(f"{error}" + (f" ({error.hint})" if error.hint else "")) from error
-        for line in lines.splitlines():
-            self._add(json.loads(line))
+        devices = [json.loads(line) for line in lines.splitlines()]
+        names = Counter(device["name"] for device in devices)
+        for device in devices:
+            self._add(device, is_alone=names[device["name"]] == 1)
 
     def _fleet(self) -> client.Fleet:
         server = self.get_option("server")
@@ -78,8 +82,9 @@ class InventoryModule(BaseInventoryPlugin, Constructable):  # type: ignore[misc]
         data = Path(self.get_option("data") or default_data(environ)).absolute()
         return client.connect(data, lambda: load({"data": data}, environ))
 
-    def _add(self, device: dict[str, Any]) -> None:
-        fits = HOST.fullmatch(device["name"]) and device["name"] not in self.inventory.hosts
+    def _add(self, device: dict[str, Any], *, is_alone: bool) -> None:
+        """``is_alone``: no other device of the query is called so. Of two that are, neither is meant by the name."""
+        fits = is_alone and HOST.fullmatch(device["name"]) and device["name"] not in self.inventory.hosts
         host = device["name"] if fits else device["id"]
         self.inventory.add_host(host)
         if fits:
