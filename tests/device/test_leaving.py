@@ -5,7 +5,6 @@ from __future__ import annotations
 import signal
 import socket
 import subprocess
-import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,7 +13,7 @@ import pytest
 
 from device.living import Living, eventually, living, numbered
 from device.servers import Request, reply, token
-from pi_agent.device import children, frames, leaving
+from pi_agent.device import frames, leaving
 from pi_agent.device.tokens import Tokens
 
 
@@ -99,12 +98,6 @@ def test_who_signs_in_again_meanwhile_is_not_signed_out_by_the_answer() -> None:
     out.said = ""
     out.on_answer({"outcome": "revoked", "message": "revoked at the server"})
     assert (out.said, out.is_done()) == ("", True)
-
-
-def test_more_than_a_pipe_holds_is_an_error_and_no_wait() -> None:
-    """Nobody reads before the child is there, so a blocking write would never end."""
-    with pytest.raises(OSError, match="more to say than a pipe holds"):
-        children.Child([sys.executable, "-c", ""], 1.0, "worker", said=b"x" * 2**21)
 
 
 def test_sign_out_with_many_large_tokens(pi: Living) -> None:

@@ -34,9 +34,11 @@ class Child:
         self.deadline = deadline
         self.purpose = purpose
         self.received = bytearray()
-        there, our_end = os.pipe2(os.O_CLOEXEC)
-        self.output, back = os.pipe2(os.O_CLOEXEC)
+        opened: list[int] = []
         try:
+            opened += os.pipe2(os.O_CLOEXEC)
+            opened += os.pipe2(os.O_CLOEXEC)
+            there, our_end, self.output, back = opened
             os.set_blocking(
                 our_end, False
             )  # nobody reads yet: what the pipe does not hold would be waited for for ever
@@ -45,11 +47,9 @@ class Child:
             actions = [(os.POSIX_SPAWN_DUP2, there, 0), (os.POSIX_SPAWN_DUP2, back, 1)]
             environment = {"LANG": "C.UTF-8", "PATH": "/usr/sbin:/usr/bin:/sbin:/bin"} | (variables or {})
             self._pid = os.posix_spawn(command[0], command, environment, file_actions=actions, setpgroup=0)
-        except BaseException:
-            os.close(self.output)
-            raise
+            opened.remove(self.output)  # the one that stays
         finally:
-            for handle in (there, our_end, back):
+            for handle in opened:
                 os.close(handle)
 
     def read(self) -> bool:
@@ -67,7 +67,10 @@ class Child:
 
     def end(self) -> None:
         """It has said what it had to say, or never will: end it, and whatever it started."""
-        os.killpg(self._pid, _signal.SIGKILL)
+        try:  # noqa: SIM105  # contextlib is dear
+            os.killpg(self._pid, _signal.SIGKILL)
+        except OSError:
+            pass  # gone by itself, or a hook that became another user: that is left to its own devices
         _ended.append(self._pid)
         os.close(self.output)
         reap()
@@ -79,8 +82,19 @@ def python(settings: dict[str, str], module: str) -> list[str]:
     return [settings["python"], "-I", "-S", "-c", code]
 
 
+def settings_reader(settings: dict[str, str], deadline: float) -> Child:
+    """A process that reads the settings again, as ``pi-agent run`` did, and answers with the fields of ``preparation.py``."""
+    kept = {name: os.environ[name] for name in os.environ if name.startswith("PI_AGENT_") or name in KEY_VARIABLES}
+    command = python(settings, "pi_agent.device.preparation")
+    return Child(command, deadline, "reload", said=frames.pack({"flags": settings["flags"]}), variables=kept)
+
+
 def reap() -> None:
     """Let go of children that are gone by now."""
     for pid in list(_ended):
-        if os.waitpid(pid, os.WNOHANG)[0]:
+        try:
+            is_gone = os.waitpid(pid, os.WNOHANG)[0]
+        except ChildProcessError:
+            is_gone = pid  # somebody else has taken note of it
+        if is_gone:
             _ended.remove(pid)
