@@ -77,7 +77,7 @@ def test_ra01_g09_a_week_without_a_server(
     assert 1000 < attempts < 1500
     assert 7 * 24 <= len(said) < 2000
     assert living.tokens.default.left(living.now) > 0
-    assert living.state(living.now) == "ok"
+    assert api.state(living, living.now) == "ok"
     assert "Traceback" not in "".join(said)
 
 
@@ -120,6 +120,24 @@ def test_ra04_ra14_another_network_does_not_change_what_the_server_said(
     assert slot.next > living.now + 2
     living._try_failed(living.now, agent.ALL)
     assert slot.next <= living.now + 1
+    living._stop()
+
+
+@pytest.mark.parametrize("answer", ANSWERED.values(), ids=ANSWERED)
+def test_ra04_ra14_only_root_and_the_agents_user_cut_a_back_off_short(
+    home: Home, monkeypatch: pytest.MonkeyPatch, answer: dict[str, str]
+) -> None:
+    """POST /v1/refresh by anybody else neither beats Retry-After nor asks a server that has refused."""
+    monkeypatch.setattr(agent, "boot_seconds", lambda: 5000.0)
+    living = Wound(home.fields(), random.Random(7))
+    slot = living.tokens.default
+    living._finish(slot, answer, living.now)
+    due = slot.next
+    refresh = Request("POST", "/v1/refresh", {}, keep_alive=True)
+    api.respond(living, refresh, Peer(living.uid + 1), living.now + 1, 0.0)
+    assert slot.next == due > living.now + 2
+    api.respond(living, refresh, Peer(0), living.now + 1, 0.0)
+    assert slot.next == living.now + 1
     living._stop()
 
 

@@ -82,10 +82,10 @@ class Agent:
         self.failures: dict[str, int] = {}
         self._refreshed = 0.0
         self._poll = select.epoll()
-        self._gid = int(settings["socket_gid"]) if settings["socket_gid"] else None
-        self._doors = Doors(settings["runtime"], self._poll, self._respond, gid=self._gid)
+        gid = _gid(settings)
+        self._doors = Doors(settings["runtime"], self._poll, self._respond, gid=gid)
         self._doors.asks_groups = any(rule.gid is not None for rule in self.rules)
-        self._outlets = outlets.Outlets(settings, self._gid)
+        self._outlets = outlets.Outlets(settings, gid)
         self._journal = Journal()
         self._note = settings["note"]
         self._children: dict[int, children.Child] = {}
@@ -97,6 +97,7 @@ class Agent:
         self._beat = 0.0
         self._due = 0.0  # when there is more to do than to answer callers; 0.0 is at once
         self.leaving = leaving.Leaving()
+        self._once_more = False  # the settings have been changed again while they are read
         self._running = True
 
     def run(self, alarm: int | None) -> None:
@@ -106,7 +107,7 @@ class Agent:
         now = boot_seconds()
         for warning in self.warnings(now):
             self._journal.say(warning, level=WARNING)
-        notify("READY=1", "STATUS=" + self.sentence(now, self.tokens.default))
+        notify("READY=1", "STATUS=" + api.sentence(self, now, self.tokens.default))
         while self._running:
             events = self._poll.poll(self._due - now if self._due > now else 0.0, MAX_EVENTS)
             now = boot_seconds()
@@ -211,6 +212,8 @@ class Agent:
             self._finish(child.purpose, fields, now)
         elif child.purpose == "reload":
             self._on_reload(fields, now)
+            if self._once_more:
+                self._reload(now)
         elif child.purpose is self.leaving:
             self.leaving.on_answer(fields)
             self._revoke(now)
@@ -238,11 +241,11 @@ class Agent:
             self._try_again(slot, now, self._overtaken)
         if slot is self.tokens.default:
             self._outlets.put(slot, now, changed=slot.outcome != before, start=self._start_hook)
-            notify("STATUS=" + self.sentence(now, slot))
+            notify("STATUS=" + api.sentence(self, now, slot))
         name = f"token {slot.audience} {slot.scope}"
         level = WARNING if slot.failure else INFO
         self._journal.report(
-            name, slot.outcome + slot.failure.get("reason", ""), self.sentence(now, slot), now, level=level
+            name, slot.outcome + slot.failure.get("reason", ""), api.sentence(self, now, slot), now, level=level
         )
         self._doors.resume(now)
 
@@ -291,11 +294,14 @@ class Agent:
             self._due = 0.0
 
     def renew(self, slot: Slot, peer: allow.Peer, now: float) -> None:
-        """A caller needs another token than this one: its server refused it, or somebody wants to see it work."""
+        """A caller needs another token than this one: its server refused it, or somebody wants to see it work.
+
+        A back-off is cut short for root and for our own user only.
+        """
         privileged = peer.uid in (0, self.uid)
         if privileged and self.leaving.said:
             self._sign_in(now)
-        if not self.leaving.said and (privileged or now - slot.asked >= DEMAND_PAUSE):
+        if not self.leaving.said and (privileged or (not slot.failure and now - slot.asked >= DEMAND_PAUSE)):
             slot.renewing = True
             slot.try_now(now)
             self._due = 0.0
@@ -337,27 +343,6 @@ class Agent:
 
     # What it is like
 
-    def state(self, now: float) -> str:
-        slot = self.tokens.default
-        if self.leaving.said:
-            return "signed-out"
-        if slot.failure:
-            return slot.outcome
-        return "ok" if slot.left(now) > 0 else "starting"
-
-    def sentence(self, now: float, slot: Slot) -> str:
-        """How a token is, in one line; with the clock's trouble where that is the cause."""
-        left, wait = slot.left(now), max(0.0, slot.next - now)
-        when = "under way" if slot is self._in_flight else f"in {clock.length(wait)}"
-        token = f"token ok, {clock.length(left)} left" if left > 0 else "no token"
-        if self.leaving.said:
-            return f"signed out ({self.leaving.said}); sign in again with: sudo pi-agent refresh"
-        if not slot.failure:
-            what = "next refresh" if left > 0 else "first request"
-            return f"{token}, {what} {when}"
-        cause = slot.failure.get("message", "")
-        return f"{token}; {api.word_for(slot.outcome)} ({cause}); next attempt {when}"
-
     def clock_problem(self, now: float) -> str:
         return clock.sentence(time.time(), now, self._anchor, _day)
 
@@ -372,8 +357,9 @@ class Agent:
     def since_token(self, now: float) -> int:
         return int(now - self._refreshed) if self.refreshes else -1
 
-    def is_busy(self) -> bool:
-        return self._in_flight is not None
+    def is_busy(self, slot: Slot | None = None) -> bool:
+        """A worker is out to get a token: any, or this one."""
+        return self._in_flight is not None and slot in (None, self._in_flight)
 
     def connections(self) -> int:
         return len(self._doors)
@@ -412,6 +398,9 @@ class Agent:
         reader, writer = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         for number in (_signal.SIGTERM, _signal.SIGINT, _signal.SIGUSR1, _signal.SIGHUP):
             _signal.signal(number, lambda *_: None)
+        _signal.signal(
+            _signal.SIGCHLD, _signal.SIG_DFL
+        )  # ignored, as some who start us have it, no child could be waited for
         _signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
         return reader
 
@@ -426,12 +415,12 @@ class Agent:
             self._reload(now)
 
     def _reload(self, now: float) -> None:
-        kept = children.KEY_VARIABLES
-        variables = {name: value for name, value in os.environ.items() if name.startswith("PI_AGENT_") or name in kept}
-        command = children.python(self.settings, "pi_agent.device.preparation")
-        said = frames.pack({"flags": self.settings["flags"]})
+        """One reader at a time: of two, the one that read first might end last, and its settings would stay."""
+        self._once_more = any(child.purpose == "reload" for child in self._children.values())
+        if self._once_more:
+            return
         try:
-            self._adopt(children.Child(command, now + WORKER_DEADLINE, "reload", said=said, variables=variables))
+            self._adopt(children.settings_reader(self.settings, now + WORKER_DEADLINE))
         except OSError as error:
             self._journal.say(f"the settings were not read again: {error.strerror}", level=WARNING)
 
@@ -444,10 +433,16 @@ class Agent:
         self.settings = fields
         self.rules = allow.unpack(fields["allow"])
         self._doors.asks_groups = any(rule.gid is not None for rule in self.rules)
-        self._outlets.change(fields)
+        self._tell("socket", self._doors.let_in(_gid(fields)), now)
+        self._outlets.change(fields, _gid(fields))
         self.tokens.change(fields["resource"], fields["scope"], now)
         self._journal.say("the settings were read again")
         self._try_failed(now, ALL)
+
+
+def _gid(settings: dict[str, str]) -> int | None:
+    """Whom the socket and the files are for: the group ``local.group``."""
+    return int(settings["socket_gid"]) if settings["socket_gid"] else None
 
 
 def _day(seconds: float) -> str:

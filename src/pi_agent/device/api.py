@@ -7,7 +7,7 @@ next step as ``hint`` (requirements E-02, E-03, E-05).
 
 from __future__ import annotations
 
-from pi_agent.device import allow, metrics, schedule, tokens
+from pi_agent.device import allow, clock, metrics, schedule, tokens
 from pi_agent.device.local import answer, problem, write_json
 
 MIN_VALID = 60
@@ -98,7 +98,7 @@ def _no_token(agent: Agent, request: Request, slot: Slot, now: float, min_valid:
     status = 403 if slot.is_refused() else 503
     wait = max(1, int(slot.next - now) + 1)
     hint, reason = slot.failure.get("hint", ""), slot.failure.get("reason", "")
-    return _refuse(request, status, agent.sentence(now, slot), hint=hint, reason=reason, retry_after=wait)
+    return _refuse(request, status, sentence(agent, now, slot), hint=hint, reason=reason, retry_after=wait)
 
 
 def _respond_sign_out(agent: Agent, request: Request, peer: Peer, now: float, until: float) -> bytes | float:
@@ -109,9 +109,12 @@ def _respond_sign_out(agent: Agent, request: Request, peer: Peer, now: float, un
         agent.sign_out(now)
     if agent.is_signing_out() and now < until:
         return until
-    sentence = agent.sentence(now, agent.tokens.default)
     is_revoked = agent.leaving.is_done() and not agent.is_signing_out()
-    document = {"schema": "pi-agent.sign-out/1", "sentence": sentence, "revoked": is_revoked}
+    document = {
+        "schema": "pi-agent.sign-out/1",
+        "sentence": sentence(agent, now, agent.tokens.default),
+        "revoked": is_revoked,
+    }
     return answer(200, write_json(document), keep_alive=request.keep_alive)
 
 
@@ -122,8 +125,8 @@ def status(agent: Agent, now: float) -> dict[str, object]:
     failure = {name: slot.failure.get(name, "") for name in ("reason", "message", "hint")} if slot.failure else None
     return {
         "schema": "pi-agent.status/1",
-        "state": agent.state(now),
-        "sentence": agent.sentence(now, slot),
+        "state": state(agent, now),
+        "sentence": sentence(agent, now, slot),
         "issuer": agent.settings["issuer"],
         "client_id": agent.settings["client_id"],
         "board": agent.settings["board"].encode(),
@@ -138,6 +141,29 @@ def status(agent: Agent, now: float) -> dict[str, object]:
         "tokens": [_token_status(each, now) for each in agent.tokens],
         "warnings": agent.warnings(now),
     }
+
+
+def state(agent: Agent, now: float) -> str:
+    slot = agent.tokens.default
+    if agent.leaving.said:
+        return "signed-out"
+    if slot.failure:
+        return slot.outcome
+    return "ok" if slot.left(now) > 0 else "starting"
+
+
+def sentence(agent: Agent, now: float, slot: Slot) -> str:
+    """How a token is, in one line; with the clock's trouble where that is the cause."""
+    left, wait = slot.left(now), max(0.0, slot.next - now)
+    when = "under way" if agent.is_busy(slot) else f"in {clock.length(wait)}"
+    token = f"token ok, {clock.length(left)} left" if left > 0 else "no token"
+    if agent.leaving.said:
+        return f"signed out ({agent.leaving.said}); sign in again with: sudo pi-agent refresh"
+    if not slot.failure:
+        what = "next refresh" if left > 0 else "first request"
+        return f"{token}, {what} {when}"
+    cause = slot.failure.get("message", "")
+    return f"{token}; {word_for(slot.outcome)} ({cause}); next attempt {when}"
 
 
 def _token_status(slot: Slot, now: float) -> dict[str, object]:

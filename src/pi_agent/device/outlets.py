@@ -26,10 +26,15 @@ class Outlets:
         self.problem = ""
         self._gid = gid
         self._ends: dict[str, float] = {}  # the files that are out, and when the token in each ends
-        self.change(settings)
+        self.change(settings, gid)
 
-    def change(self, settings: dict[str, str]) -> None:
-        """Take new settings. What is out under an old name goes; what is not yet out under a new one comes with ``sweep``."""
+    def change(self, settings: dict[str, str], gid: int | None) -> None:
+        """Take new settings. What is out under an old name, or for another group, goes; what is not yet out under a new one
+        comes with ``sweep``.
+        """
+        if gid != self._gid:
+            self._take_away(self._ends)
+        self._gid = gid
         self._token_file = settings["token_file"]
         self._environment_file = settings["environment_file"]
         self._hooks = settings["hooks"]
