@@ -129,6 +129,29 @@ def test_exec_restarts_its_program_with_the_new_token(pi: Living) -> None:
         assert child.wait(10) in (128 + 15, 143)
 
 
+def test_exec_that_is_to_end_starts_nothing_more(pi: Living) -> None:
+    """SIGTERM while the program is being ended because of a new token: it is not started again, and its exit code is ours."""
+    pi.answers.now = numbered(life=4)
+    seen, gate = pi.home / "seen", pi.home / "gate"
+    script = f"""
+import os, signal, time
+def tell(word): open({str(seen)!r}, "a").write(word + chr(10))
+signal.signal(signal.SIGTERM, lambda *_: tell("told"))
+tell(os.environ["PI_AGENT_TOKEN"])
+while not os.path.exists({str(gate)!r}): time.sleep(0.02)
+os._exit(7)
+"""
+    with pi.running():
+        pi.state("ok")
+        runner = subprocess.Popen(pi.command("exec", "--min-valid", "1", "--", sys.executable, "-c", script))
+        eventually(lambda: seen.exists() and seen.read_text().count("told") == 1, "a rotation")
+        runner.terminate()
+        eventually(lambda: seen.read_text().count("told") == 2, "the signal, passed on")
+        gate.touch()
+        assert runner.wait(10) == 7
+        assert seen.read_text().count("token-") == 1
+
+
 def test_exec_tells_its_program_of_a_new_token(pi: Living) -> None:
     """``--fd --on-rotation USR1``: the same process hears a signal, and reads the new token where the old one was."""
     pi.answers.now = numbered(life=10)

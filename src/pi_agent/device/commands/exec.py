@@ -51,7 +51,11 @@ def run(args: argparse.Namespace) -> int:
 
 
 class Runner:
-    """One program and its token. ``self._held`` is a memory file with the token, or -1."""
+    """One program and its token. ``self._held`` is a memory file with the token, or -1; ``self._ending`` the signal that is to
+    end us, or 0: from then on no program is started, whatever becomes of the token.
+    """
+
+    _child: subprocess.Popen[bytes]
 
     def __init__(self, args: argparse.Namespace, program: list[str]) -> None:
         self._args = args
@@ -62,9 +66,9 @@ class Runner:
 
     def run(self) -> int:
         current = token.fetch(self._args)
-        self._child = self._start(current)
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
             signal.signal(number, self._pass_on)
+        self._start(current)
         while (code := self._wait()) is None:
             fresh = self._fetch() or current
             if fresh != current:
@@ -72,7 +76,7 @@ class Runner:
                 self._rotate(fresh)
         return code if code >= 0 else 128 - code
 
-    def _start(self, access_token: str) -> subprocess.Popen[bytes]:
+    def _start(self, access_token: str) -> None:
         passed: tuple[int, ...] = ()
         if self._held >= 0:
             self._fill(access_token)
@@ -80,9 +84,11 @@ class Runner:
         else:
             environment = {self._args.variable: access_token}
         try:
-            return subprocess.Popen(self._program, env=os.environ | environment, pass_fds=passed)  # noqa: S603  # the user's own program
+            self._child = subprocess.Popen(self._program, env=os.environ | environment, pass_fds=passed)  # noqa: S603  # the user's own program
         except OSError as error:
             raise UsageError(f"cannot run {self._program[0]}: {error.strerror}") from error
+        if self._ending:  # it came a moment ago, when there was no program to pass it on to
+            self._child.send_signal(self._ending)
 
     def _wait(self) -> int | None:
         """The exit code when the program has ended within half the life of its token, else None."""
@@ -114,8 +120,10 @@ class Runner:
         if self._held >= 0:
             self._fill(access_token)
         if self._rotation == "restart":
-            self._end()
-            self._child = self._start(access_token)
+            if not self._ending:
+                self._end()
+            if not self._ending:  # nor has it come in the meantime
+                self._start(access_token)
         elif self._rotation != "none":
             self._child.send_signal(signal.Signals[f"SIG{self._rotation}"])
 
@@ -134,4 +142,7 @@ class Runner:
             self._child.wait()
 
     def _pass_on(self, number: int, _: object) -> None:
-        self._child.send_signal(number)
+        if number in (signal.SIGTERM, signal.SIGINT):
+            self._ending = number
+        if hasattr(self, "_child"):
+            self._child.send_signal(number)
