@@ -89,10 +89,11 @@ def test_d05_the_session_cookie_is_guarded(app: Application) -> None:
 
 
 def test_d05_signing_out_ends_the_session(browser: Browser) -> None:
-    """The old cookie opens nothing afterwards."""
+    """The old cookie opens nothing afterwards, and the log says who left."""
     browser.get("/devices")
     before = dict(browser.cookies)
     assert browser.post("/sign-out").status == 302
+    assert AuditEvent.objects.get(action="operator.sign-out").actor == "alice"
     browser.cookies = before
     assert browser.get("/devices").status == 302
 

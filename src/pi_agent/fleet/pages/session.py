@@ -87,5 +87,8 @@ def _inside(wanted: str) -> str:
 
 @require_POST
 def sign_out(request: HttpRequest) -> HttpResponse:
+    now = int(time.time())
+    if caller := access.caller_of(request, now):
+        audit.record([Event("operator.sign-out")], actor=caller.actor, now=now)
     logout(request)
     return redirect("/sign-in")
