@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import stat
+import tempfile
 import tomllib
 from pathlib import Path
 from typing import Any
@@ -45,6 +46,27 @@ def refused(file: Path, text: str | None = None, environ: dict[str, str] | None 
 
 
 # Where settings come from
+
+
+def test_drop_ins_that_cannot_be_read_are_an_error(file: Path) -> None:
+    """The allow rules may be in there: without them more would be allowed, so the agent does not go on without them."""
+    (file.parent / "config.d").write_text("")
+    error = refused(file, 'name = "kitchen"')
+    assert str(error) == f"cannot read {file.parent}/config.d: Not a directory"
+    assert error.hint == f"ls -ld {file.parent}/config.d"
+
+
+@needs_root
+def test_drop_ins_of_root_alone_are_an_error_to_the_agent() -> None:
+    """A folder that only root can open: who may not look is told so, and takes no settings from the rest."""
+    with tempfile.TemporaryDirectory() as folder:  # below pytest's own folders nobody else can even look
+        Path(folder).chmod(0o755)
+        (Path(folder) / "config.d").mkdir(mode=0o700)
+        os.seteuid(65534)
+        try:
+            assert "config.d: Permission denied" in str(refused(Path(folder) / "config.toml"))
+        finally:
+            os.seteuid(0)
 
 
 def test_a_flag_wins_over_the_environment_over_the_file_over_what_is_built_in(file: Path) -> None:
@@ -125,6 +147,21 @@ def test_ra24_a_wrong_value_is_named_with_what_was_expected(file: Path, text: st
     assert key in str(error)
     assert expected in str(error)
     assert error.exit_code == 2
+
+
+@pytest.mark.parametrize("word", ["x\\n", "\\tx", "a b", "a\\u001b[2J", ""])
+@pytest.mark.parametrize("name", ["audiences", "scopes"])
+def test_ra24_a_word_of_a_rule_is_one_word_that_can_be_printed(file: Path, name: str, word: str) -> None:
+    """White space at an end is no part of a name, and would end the resident's line of rules in the middle."""
+    error = refused(file, f'[[local.allow]]\n{name} = ["{word}"]')
+    assert (error.key, f"{name} must be a list of names without spaces" in str(error)) == (f"local.allow.{name}", True)
+
+
+def test_ra24_rules_in_a_file_whose_name_cannot_be_printed_are_refused(file: Path) -> None:
+    """A rule is called by where it stands, in one line."""
+    (file.parent / "config.d").mkdir()
+    (file.parent / "config.d" / "a\nb.toml").write_text('[[local.allow]]\nuser = "root"\n')
+    assert "the file's name holds characters that cannot be printed" in str(refused(file, ""))
 
 
 def test_ra24_a_wrong_variable_is_named_as_the_variable(file: Path) -> None:
@@ -318,6 +355,21 @@ def test_settings_are_no_secret(file: Path) -> None:
     """The service, which is another user than root, reads what setup wrote."""
     toml_file.write(file, {"name": "kitchen"})
     assert stat.S_IMODE(file.stat().st_mode) == 0o644
+
+
+def test_the_file_stays_whose_it_is_and_open_to_whom_it_was(file: Path) -> None:
+    """A mode that keeps the settings from others survives, and a new file can be read by the service whatever the umask."""
+    os.umask(0o077)
+    toml_file.write(file, {"name": "kitchen"})
+    assert stat.S_IMODE(file.stat().st_mode) == 0o644
+    file.chmod(0o640)
+    os.umask(0o022)
+    if os.geteuid() == 0:
+        os.chown(file, 65534, 1234)
+    before = file.stat()
+    toml_file.write(file, {"name": "porch"})
+    after = file.stat()
+    assert (after.st_mode, after.st_uid, after.st_gid) == (before.st_mode, before.st_uid, before.st_gid)
 
 
 @needs_root

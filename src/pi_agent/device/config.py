@@ -54,7 +54,7 @@ SETTINGS = (
     Setting("server.issuer", "", "the authorization server's issuer identifier (an https URL)"),
     Setting("server.preset", "pi-fleet", "the kind of server; gives the other settings their values", tuple(PRESETS)),
     Setting("server.ca_file", "", "one CA file to trust instead of the system's bundle"),
-    Setting("server.proxy", "", "an http:// or https:// proxy; the environment's is never used"),
+    Setting("server.proxy", "", "an http:// or https:// proxy for https servers; the environment's is never used"),
     Setting("server.loopback_http", False, "allow plain http to 127.0.0.0/8 and ::1, for trying things out"),
     Setting("server.discovery", "both", "which metadata is asked for", ("both", "oauth", "oidc")),
     Setting("server.token_endpoint", "", "token endpoint; wins over the server's metadata"),
@@ -230,7 +230,7 @@ def _rule(found: Found) -> AllowRule:
     for name in ("audiences", "scopes"):
         value = values[name]
         if not isinstance(value, list) or not all(
-            isinstance(word, str) and word and not word.split()[1:] for word in value
+            isinstance(word, str) and word.isprintable() and word.split() == [word] for word in value
         ):
             raise ConfigError(
                 f"{found.origin}: {name} must be a list of names without spaces",
@@ -238,6 +238,10 @@ def _rule(found: Found) -> AllowRule:
                 key=f"{RULES}.{name}",
             )
     label = f"rule {found.origin}"
+    if not label.isprintable():
+        raise ConfigError(
+            f"{found.origin!r}: the file's name holds characters that cannot be printed", path=found.origin
+        )
     return AllowRule(label, values["user"], values["group"], tuple(values["audiences"]), tuple(values["scopes"]))
 
 

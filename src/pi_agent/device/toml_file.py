@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 import os
+import stat
 import tomllib
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ from typing import Any
 from pi_agent.errors import ConfigError
 
 DROP_INS = "config.d"
+NEW_FILE = 0o644  # whatever the umask: settings are no secret, and the agent is another user than root
 RULES = "local.allow"
 RULE_KEYS = ("user", "group", "audiences", "scopes")
 
@@ -57,6 +59,7 @@ def write(path: Path, changes: Mapping[str, str | int | bool]) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = path.with_name(f".{path.name}.{os.urandom(6).hex()}")
         with temporary.open("x", encoding="utf-8") as file:
+            _keep_rights(path, file.fileno())
             file.write(text)
             file.flush()
             os.fsync(file.fileno())
@@ -74,11 +77,26 @@ def write(path: Path, changes: Mapping[str, str | int | bool]) -> None:
         ) from error
 
 
+def _keep_rights(path: Path, handle: int) -> None:
+    """The new file is whose the old one was, and opens to the same people: the agent may read it by its group alone."""
+    found = path.lstat() if path.exists() else None
+    mode = NEW_FILE
+    if found is not None and stat.S_ISREG(found.st_mode):
+        os.fchown(handle, found.st_uid, found.st_gid)
+        mode = stat.S_IMODE(found.st_mode)
+    os.fchmod(handle, mode)
+
+
 def _drop_ins(path: Path) -> list[Path]:
+    folder = path.parent / DROP_INS
     try:
-        return sorted((path.parent / DROP_INS).glob("*.toml"))
-    except OSError:
+        return sorted(each for each in folder.iterdir() if each.name.endswith(".toml"))
+    except FileNotFoundError:
         return []
+    except OSError as error:  # the rules in it would be left out, and without a rule more is allowed
+        raise ConfigError(
+            f"cannot read {folder}: {error.strerror}", path=str(folder), hint=f"ls -ld {folder}"
+        ) from error
 
 
 def _text(path: Path, *, required: bool) -> str:
