@@ -5,12 +5,14 @@ from __future__ import annotations
 import contextlib
 import io
 import logging
+import os
 import threading
 import traceback
 from pathlib import Path
 from typing import Any
 
 import pytest
+import requests
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -57,6 +59,18 @@ def test_a17_m05_no_authorization_header_is_sent() -> None:
         fetch(server.url)
         assert len(server.requests) == 2
         assert not {"authorization", "cookie"} & {name for request in server.requests for name in request.headers}
+
+
+def test_a14_a_session_keeps_no_cookie() -> None:
+    """A-14: what a server sets is not sent back to it, not even within one session."""
+    with (
+        serving(says(reply(Set_Cookie="a=b"))) as server,
+        Transport(loopback_http=True)._harden(requests.Session()) as session,
+    ):
+        for _ in range(2):
+            session.get(server.url, timeout=5)
+        assert len(server.requests) == 2
+        assert "cookie" not in server.requests[1].headers
 
 
 def test_a05_every_call_makes_a_new_assertion() -> None:
@@ -109,6 +123,7 @@ def test_a13_plain_http_needs_the_setting_whatever_the_environment_says(monkeypa
             with pytest.raises(TransportError) as caught:
                 attempt()
             assert caught.value.reason == "address"
+        assert "OAUTHLIB_INSECURE_TRANSPORT" not in os.environ  # oauthlib's own refusal stands behind ours
         assert server.connections == 0
 
 
@@ -154,18 +169,26 @@ def test_a14_a_ca_from_the_environment_does_not_replace_ours(
 
 
 def test_a_proxy_of_our_own_settings_is_used() -> None:
-    """server.proxy is asked, by whole address, and no other connection is made."""
-    with serving(says(reply())) as proxy, serving(says(reply())) as server:
-        fetch(server.url, proxy=proxy.url)
-        assert proxy.requests[0].line == f"POST {server.url}/ HTTP/1.1"
+    """server.proxy is asked for a connection, no other one is made, and the proxy is told nothing more."""
+    with serving(says(reply({}, status=502))) as proxy, serving(says(reply())) as server:
+        assert failed(f"https://127.0.0.1:{server.port}/token", proxy=proxy.url).reason == "proxy"
+        assert [request.line for request in proxy.requests] == [f"CONNECT 127.0.0.1:{server.port} HTTP/1.0"]
         assert server.connections == 0
+
+
+def test_no_proxy_is_shown_what_goes_to_this_machine_in_plain_text() -> None:
+    """Plain http is for a server on this machine (server.loopback_http): a proxy would read the assertion, and is not asked."""
+    with serving(says(reply())) as proxy, serving(says(reply())) as server:
+        assert fetch(server.url, proxy=proxy.url).access_token == TOKEN
+        assert Transport(loopback_http=True, proxy=proxy.url).get_json(server.url).status == 200
+        assert proxy.connections == 0
 
 
 @pytest.mark.parametrize(("proxy", "reason"), [("http://127.0.0.1:1", "proxy"), ("socks5://127.0.0.1:1", "address")])
 def test_a_proxy_that_is_no_help_is_named(proxy: str, reason: str) -> None:
     """Nobody there, or a kind that is not spoken: nothing goes around it."""
     with serving(says(reply())) as server:
-        assert failed(server.url, proxy=proxy).reason == reason
+        assert failed(f"https://127.0.0.1:{server.port}", proxy=proxy).reason == reason
         assert server.connections == 0
 
 
@@ -245,6 +268,7 @@ def test_an_oauth_error_comes_back_as_one() -> None:
         ("\u00b2", DATE, None),
         ("Sat, 21 Nov 2026 12:01:30 GMT", DATE, 90),
         ("Sat, 21 Nov 2026 11:00:00 GMT", DATE, 0),
+        ("Fri, 31 Dec 9999 23:59:59 GMT", DATE, transport.LONGEST_PAUSE),
         ("Sat, 21 Nov 2026 12:01:30 GMT", "", None),
         ("", DATE, None),
     ],

@@ -42,6 +42,7 @@ from pi_agent.errors import ConfigError, PiAgentError, TransportError
 DEADLINE = 30.0
 SOCKET_TIMEOUT = 10.0
 MAX_ANSWER = 64 * 1024
+LONGEST_PAUSE = 10**9 - 1  # nine digits, which is what a frame takes
 
 urllib3.disable_warnings(urllib3.exceptions.SystemTimeWarning)  # a wrong clock is named by us, as an error
 # They print assertions, tokens, and answers that they cannot read (G-03).
@@ -89,7 +90,9 @@ class Transport:
         self, *, ca_file: str = "", proxy: str = "", loopback_http: bool = False, one_attempt: bool = False
     ) -> None:
         self._verify: Any = ca_file or True  # the types of requests-oauthlib forget that a path may stand here
-        self._proxies = {"http": proxy, "https": proxy} if proxy else {}
+        self._proxies = (
+            {"https": proxy} if proxy else {}
+        )  # plain http is for this machine, and would be read on the way
         self._loopback_http = loopback_http
         self._ends = time.monotonic() + DEADLINE if one_attempt else math.inf
         self.seen: tuple[int, float] | None = None
@@ -279,7 +282,7 @@ def _retry_after(text: str, date: int | None) -> int | None:
     if text.isascii() and text.isdigit() and len(text) < 10:
         return int(text)
     moment = http_date(text)
-    return max(0, moment - date) if moment is not None and date is not None else None
+    return min(max(0, moment - date), LONGEST_PAUSE) if moment is not None and date is not None else None
 
 
 def _translated(request: Callable[[], _Result]) -> _Result:
