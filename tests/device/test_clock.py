@@ -13,9 +13,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from device.living import Living, living
-from device.servers import Authority, reply
+from device.servers import Authority, reply, says, serving
 from pi_agent import jws
-from pi_agent.device import clock, worker
+from pi_agent.device import clock, hearsay, worker
 
 NOW = clock.BUILT + 30 * 86400
 HOUR, YEAR = 3600, 365 * 86400
@@ -46,6 +46,15 @@ def test_an_anchor_outlives_every_step_of_the_clock(wall: float, step: float, bo
     found = clock.signing_time(wall + step, boot + 60, anchored)
     assert found is not None
     assert abs(found - (NOW + 60)) <= clock.TOLERANCE + 1
+
+
+def test_a06_a_time_of_another_century_is_none() -> None:
+    """A-06: a clock that was set to 2099 is as wrong as one of 1970, the server's as well as ours."""
+    assert clock.is_plausible(clock.LAST - 1)
+    assert not clock.is_plausible(clock.LAST)
+    assert clock.anchor(clock.LAST, 10.0) is None
+    assert clock.signing_time(clock.LAST, 10.0, None) is None
+    assert clock.signing_time(clock.LAST, 10.0, clock.anchor(NOW, 10.0)) == NOW
 
 
 def test_a_step_is_noticed_once_and_drift_is_not() -> None:
@@ -120,6 +129,13 @@ def test_a_certificate_that_only_our_clock_refuses_is_the_clocks_fault(tmp_path:
             assert "timedatectl" in status["failure"]["hint"]
             assert status["failure"]["message"] in pi.log()
             assert pi.posts() == []
+
+
+def test_a07_only_a_server_that_speaks_tls_is_asked_what_time_it_is() -> None:
+    """A-07: what is said in plain text is anybody's word, and nobody is asked."""
+    with serving(says(reply(Date=formatdate(NOW)))) as server:
+        assert hearsay.server_time(server.url) is None
+        assert server.connections == 0
 
 
 def test_status_names_a_clock_that_differs_from_the_servers(pi: Living) -> None:

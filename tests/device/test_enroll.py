@@ -72,6 +72,16 @@ def test_a18_a_server_that_calls_itself_something_else_is_refused(registrar: Reg
     assert caught.value.reason == "issuer"
 
 
+def test_a18_a_slash_at_the_end_makes_another_issuer(registrar: Registrar) -> None:
+    """A-18: the names are compared as they are (RFC 8414 section 3.3), and not as addresses."""
+    registrar.metadata["issuer"] = registrar.issuer + "/"
+    with pytest.raises(TransportError, match="does not call itself that"):
+        discover(client(), registrar.issuer, loopback_http=True)
+    registrar.metadata["issuer"] = registrar.issuer
+    with pytest.raises(TransportError, match="does not call itself that"):
+        discover(client(), registrar.issuer + "/", loopback_http=True)
+
+
 def test_a18_the_name_a_server_gives_itself_is_shown_harmlessly(registrar: Registrar) -> None:
     """The hint quotes it, short and without control characters."""
     registrar.metadata["issuer"] = "https://evil.example/\x1b[2J" + "a" * 10_000

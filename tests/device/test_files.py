@@ -223,6 +223,23 @@ def test_e08_a_planted_temporary_name_redirects_no_write(
     assert not (state / "key.pem").exists()
 
 
+def test_e08_a_folder_that_turns_into_a_link_is_not_written_through(
+    state: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """E-08: a link takes the folder's place between the look at it and the write: what it leads to gets nothing."""
+    (tmp_path / "elsewhere").mkdir(mode=0o700)
+    check = files.check_directory
+
+    def checked_then_swapped(path: Path) -> None:
+        check(path)
+        path.rename(tmp_path / "moved")
+        path.symlink_to(tmp_path / "elsewhere")
+
+    monkeypatch.setattr(files, "check_directory", checked_then_swapped)
+    refused(lambda: files.replace(state / "key.pem", SECRET))
+    assert list((tmp_path / "elsewhere").iterdir()) == []
+
+
 @pytest.mark.parametrize("name", ["open", "fdopen", "fsync", "rename", "link", "unlink"])
 @pytest.mark.parametrize("code", [errno.ENOSPC, errno.EROFS, errno.EIO, errno.EDQUOT])
 def test_ra21_a_failing_disk_leaves_old_or_new_and_our_error(

@@ -67,6 +67,23 @@ def test_f04_a_move_keeps_the_key_that_the_server_may_already_have_turned_to(pi:
     assert known.next_key == ""
 
 
+def test_f04_a_rotation_that_is_answered_for_another_key_is_none(pi: Living, server: Rotating) -> None:
+    """F-04: the server says that it took a key, but not ours: ours is not used, and the key in use stays."""
+
+    def mixed_up(channel: socket.socket, request: Request) -> None:
+        if "/rotate" in request.line:
+            channel.sendall(reply({"kid": "another"}))
+        else:
+            server(channel, request)
+
+    pi.answers.now = mixed_up
+    before = identity.load(pi.home / "state")
+    done = pi.run("key", "rotate")
+    assert (done.returncode, "some other key" in done.stderr) == (5, True), done.stderr
+    assert identity.load(pi.home / "state").kid == before.kid
+    assert server.given == 0
+
+
 class Silent:
     """A connection on which the answer is lost."""
 

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import json
 import os
 import tempfile
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,7 +19,7 @@ from hypothesis import strategies as st
 from device.conftest import needs_root
 from pi_agent.device import files, golden, identity, joining, rotate
 from pi_agent.device.identity import Identity
-from pi_agent.device.keys import stores
+from pi_agent.device.keys import KeyStore, stores
 from pi_agent.errors import ConfigError, ConflictError, KeyFileError, PiAgentError
 
 ISSUER = "https://fleet.test"
@@ -146,11 +149,12 @@ def test_f06_another_key_in_its_place_is_not_used(state: Path) -> None:
         joining.load_key(state, known)
 
 
-def test_ra37_newer_state_is_left_alone(state: Path) -> None:
+@pytest.mark.parametrize("version", [identity.VERSION + 1, 99])
+def test_ra37_newer_state_is_left_alone(state: Path, version: int) -> None:
     """RA-37: an older agent says that the state is newer, and does not touch it."""
     enroll(state, HERE, "pi-1")
     document = json.loads((state / "identity.json").read_text())
-    files.replace(state / "identity.json", json.dumps(document | {"version": 99}).encode())
+    files.replace(state / "identity.json", json.dumps(document | {"version": version}).encode())
     before = (state / "identity.json").read_bytes()
     with pytest.raises(KeyFileError, match="newer pi-agent"):
         enroll(state, HERE, "pi-1")
@@ -164,6 +168,17 @@ def test_ra37_older_state_is_understood(state: Path) -> None:
     old = {name: document[name] for name in ("issuer", "client_id", "token_endpoint", "kid", "serial")}
     files.replace(state / "identity.json", json.dumps({"version": 1} | old).encode())
     assert identity.load(state) == known
+
+
+@pytest.mark.parametrize("text", ["file:key\0.pem", "\ud800", "https://fleet.test\n"])
+@pytest.mark.parametrize("name", ["issuer", "client_id", "key", "kid", "serial"])
+def test_ra23_an_identity_with_a_character_that_no_name_has_is_damaged(state: Path, name: str, text: str) -> None:
+    """RA-23: what a flipped bit left in a member is found where the file is read, not where the member is used."""
+    enroll(state, HERE, "pi-1")
+    document = json.loads((state / "identity.json").read_text())
+    files.replace(state / "identity.json", json.dumps(document | {name: text}).encode())
+    with pytest.raises(KeyFileError, match="is damaged; it was left as it is"):
+        identity.find(state)
 
 
 @given(
@@ -244,6 +259,36 @@ def test_two_workers_cannot_undo_each_other(state: Path) -> None:
         rotate.begin(state, known, "file:key-2.pem")
     assert identity.load(state) == done
     assert joining.load_key(state, done).public_key().kid == key.public_key().kid
+
+
+STEPS: dict[str, Callable[[Path, Identity, KeyStore], object]] = {
+    "begin": lambda state, known, _: rotate.begin(state, replace(known, next_key=""), "file:key-2.pem"),
+    "finish": rotate.finish,
+    "abandon": lambda state, known, _: rotate.abandon(state, known),
+    "relocate": lambda state, known, _: rotate.relocate(state, known, "credential:key.pem"),
+}
+
+
+@pytest.mark.parametrize("step", STEPS.values(), ids=STEPS.keys())
+def test_f04_every_step_of_a_rotation_is_taken_alone(
+    state: Path, monkeypatch: pytest.MonkeyPatch, step: Callable[[Path, Identity, KeyStore], object]
+) -> None:
+    """F-04: the identity is read and changed under one lock, so that two workers do not change it at once."""
+    begun = rotate.begin(state, enroll(state, HERE, "pi-1"), "file:key-1.pem")
+    key = stores.load_or_create(begun.next_key, state)
+    load, taken = identity.load, []
+
+    def watched(folder: Path) -> Identity:
+        handle = os.open(folder, os.O_RDONLY)
+        with contextlib.suppress(BlockingIOError):
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            taken.append(folder)
+        os.close(handle)
+        return load(folder)
+
+    monkeypatch.setattr(identity, "load", watched)
+    step(state, begun, key)
+    assert taken == []
 
 
 def test_the_key_before_stays_until_the_next_rotation(state: Path) -> None:

@@ -83,6 +83,18 @@ def test_a16_members_we_do_not_know_do_not_matter() -> None:
     assert read(GOOD | {"refresh_token": "r", "id_token": None, "x": [1]}).access_token == GOOD["access_token"]
 
 
+@pytest.mark.parametrize("text", ["a b", "a\r\nX: 1", "caf\u00e9", "\x7f", "", 7, None, ["r"], "r" * 8193])
+def test_a16_a_refresh_token_that_cannot_be_one_is_not_kept(text: Any) -> None:
+    """RFC 6749 appendix A.17: the access token is good, and the next one is bought with an assertion."""
+    found = read(GOOD | {"refresh_token": text})
+    assert (found.access_token, found.refresh_token) == (GOOD["access_token"], "")
+
+
+def test_a_refresh_token_of_any_visible_characters_is_kept() -> None:
+    """RFC 6749 appendix A.17: more characters than an access token may have."""
+    assert read(GOOD | {"refresh_token": "r" * 8000 + '!"#|'}).refresh_token == "r" * 8000 + '!"#|'
+
+
 @pytest.mark.parametrize("status", [100, 201, 202, 204, 206, 301, 304, 400, 401, 404, 500, 503])
 def test_a16_m03_a_token_in_any_other_status_is_not_believed(status: int) -> None:
     """A token in a 500, a 201 or a 401 is no token."""
@@ -304,6 +316,9 @@ def test_ra05_a_server_error_says_nothing_about_the_device(status: int) -> None:
 
 def test_g05_a_description_cannot_speak_to_the_terminal() -> None:
     """Control characters, bidirectional marks and quotes are dropped, and the length is bounded."""
+    with pytest.raises(OAuthError) as caught:
+        read({"error": "a b" * 99}, status=400)
+    assert len(caught.value.error) == 64
     with pytest.raises(OAuthError) as caught:
         read({"error": "a\x1b[2Jb\r\n", "error_description": "x\x1b]0;y\x07\u202e\r\nz" + " w" * 400}, status=400)
     assert caught.value.error == "a[2Jb"

@@ -88,7 +88,7 @@ def find(state: Path) -> Identity | None:
         raise _damaged(path)
     defaults = {field.name: field.default for field in fields(Identity)}
     values = {name: members.get(name, default) for name, default in defaults.items()}
-    if not all(isinstance(value, str) for value in values.values()):
+    if not all(isinstance(value, str) and value.isprintable() for value in values.values()):
         raise _damaged(path)
     return Identity(**values)
 
