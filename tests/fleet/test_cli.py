@@ -61,7 +61,8 @@ def test_whose_fleet_it_is_may_be_said_anywhere(live: LiveFleet) -> None:
 
 
 def test_no_device_is_no_error(live: LiveFleet) -> None:
-    """An empty answer says so on stderr, leaves stdout without rows, and ends with 0."""
+    """An empty answer says so on stderr, leaves stdout without rows, and ends with 0, as --help has it."""
+    assert "0 done, also when a list is empty" in run("--help").stdout
     done = live.cli("devices", "model:5", "-o", "name")
     assert (done.returncode, done.stdout) == (0, "")
     assert done.stderr.startswith("0 devices: model is 5")
@@ -322,6 +323,16 @@ def test_d07_no_device_reaches_the_terminal(text: str, form: str) -> None:
     printed = output.render(form, {"items": [device]}, 0)
     assert all(line.isprintable() for line in printed.splitlines()) and text not in printed
     assert len(printed.splitlines()) == 2
+
+
+@pytest.mark.parametrize(
+    ("text", "columns"), [("kitchen", 7), ("küche", 5), ("日本", 4), ("e\u0301a", 2), ("한글a", 5), ("🙂", 2)]
+)
+def test_columns_are_as_wide_as_they_are_shown(text: str, columns: int) -> None:
+    """A wide character takes two places and a mark none, so the columns beside them stand in one line."""
+    table = output.table([DEVICE | {"name": text}, DEVICE | {"name": "x" * 12}], 0, ("name", "status"))
+    _, row, _ = table.splitlines()
+    assert row == text + " " * (14 - columns) + "pending"
 
 
 @pytest.mark.parametrize("text", ["=cmd()", "+1", "-1", "@sum", "\t=1", "\r=1"])

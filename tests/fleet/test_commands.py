@@ -19,7 +19,7 @@ from pathlib import Path
 import pytest
 
 from fleet.live import CLEAN, COMMAND, LiveFleet, run
-from pi_agent.fleet import backup, cli, yaml
+from pi_agent.fleet import backup, cli, output, yaml
 from pi_agent.fleet.progress import Progress
 
 
@@ -102,6 +102,41 @@ def test_yaml_is_what_json_is(live: LiveFleet) -> None:
     assert yaml.dump({"a": "yes", "b": "0010", "c": None, "d": [1, {"e": "x: y"}], "f": [], "g": "\x1b"}) == (
         'a: "yes"\nb: "0010"\nc: null\nd:\n  - 1\n  - e: "x: y"\nf: []\ng: "\\u001b"\n'
     )
+
+
+@pytest.mark.parametrize(
+    "text", ["🙂", "küche", "日本 🙂", '\\ud83d "\\', "a\x9b31m\x7f\u202e\u2028", "n", "1.0", "- a"]
+)
+def test_yaml_is_read_back_as_it_was(text: str) -> None:
+    """By what others read it with; and nothing in it is more than ASCII, whatever the terminal is."""
+    reader = pytest.importorskip("yaml", reason="PyYAML is not installed")
+    value = {"name": text, "tags": [text, {text: None}]}
+    written = yaml.dump(value)
+    assert reader.safe_load(written) == value
+    assert written.isascii() and "".join(written.split("\n")).isprintable()
+
+
+def test_words_of_a_query_may_stand_after_an_option(live: LiveFleet) -> None:
+    """Wherever they stand, they are one query; what is no option is still refused."""
+    first, *rest = live.cli(
+        "devices", "model:2b", "-o", "csv", "memory:1gb", "--columns", "model,memory", "-tag:lab"
+    ).stdout.split()
+    assert first == "model,memory" and set(rest) == {"2B,1024"}
+    typed = ["tag", "model:2b", "--reason", "x", "memory:1gb", "--yes", "+kiosk", "-lab"]
+    assert cli.parse(typed).query == ["model:2b", "memory:1gb", "+kiosk", " -lab"]
+    for wrong in (["devices", "a", "--limit", "1", "b", "--lmit"], ["device", "a", "--json", "b"]):
+        with pytest.raises(SystemExit):
+            cli.parse(wrong)
+
+
+def test_counts_of_what_is_not_known(live: LiveFleet) -> None:
+    """An empty cell in CSV, where a dash would be a formula to be guarded against."""
+    answer = {
+        "by": "agent",
+        "items": [{"value": None, "count": 2}, {"value": True, "count": 1}, {"value": "-1", "count": 1}],
+    }
+    assert output.counts("csv", answer) == "agent,count\n,2\ntrue,1\n'-1,1\n"
+    assert output.counts("name", answer) == "-\ntrue\n-1\n"
 
 
 def test_a_view_is_asked_by_its_name(live: LiveFleet) -> None:

@@ -195,8 +195,8 @@ def test_each_header_does_what_the_document_says(live: LiveFleet) -> None:
             assert (reply.status, "Idempotency-Key" in reply.json["detail"]) == (400, True), path
         else:
             assert one["name"] == "If-Match"
-            more = {"tag": {"add": ["x"]}, "rename": {"name": "x"}}.get(path.rpartition("/")[2], {})
-            body = {"query": "model:2b", "reason": "x", **more}
+            more: dict[str, dict[str, Any]] = {"tag": {"add": ["x"]}, "rename": {"name": "x"}}
+            body = {"query": "model:2b", "reason": "x", **more.get(path.rpartition("/")[2], {})}
             assert ask(live, method, path, body, **{"if-match": '"other"'}).status == 412, path
 
 

@@ -38,7 +38,8 @@ COMMANDS = {
 THUMBPRINT = re.compile(r"[A-Za-z0-9_-]{43}", re.ASCII)  # no option is as long
 WHOSE = ("--data", "--config", "--server", "--token-file")
 EPILOG = """\
-exit codes: 0 done; 1 failed; 2 usage; 3 nothing matched; 4 not authorised; 5 unreachable; 6 conflict; 130 interrupted
+exit codes: 0 done, also when a list is empty; 1 failed; 2 usage; 3 not found, or nothing to change; 4 not authorised;
+  5 unreachable; 6 conflict; 130 interrupted
 
 example:
   pi-fleet serve
@@ -137,6 +138,17 @@ class _Parser(argparse.ArgumentParser):
 
     def __init__(self, **options: Any) -> None:
         super().__init__(**{"formatter_class": _Help, **options})
+
+    def parse_known_args(self, *given: Any, **options: Any) -> Any:
+        """As argparse does it, which of the words of a query finds only those that stand together; the others may stand
+        after an option.
+        """
+        arguments, rest = super().parse_known_args(*given, **options)
+        query = getattr(arguments, "query", None)
+        if not isinstance(query, list) or any(word.startswith("-") for word in rest):
+            return arguments, rest
+        arguments.query = query + rest
+        return arguments, []
 
 
 def _parser(argv: Sequence[str]) -> argparse.ArgumentParser:

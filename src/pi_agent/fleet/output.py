@@ -109,9 +109,23 @@ def table(devices: Sequence[Device], now: int, columns: Iterable[str] = NARROW, 
 
 def aligned(rows: Sequence[Sequence[str]]) -> str:
     """Rows of cells as lines, each column as wide as its widest cell."""
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = ("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows)
+    widths = [max(map(width, column)) for column in zip(*rows, strict=True)]
+    lines = ("  ".join(_padded(cell, most) for cell, most in zip(row, widths, strict=True)).rstrip() for row in rows)
     return "".join(f"{line}\n" for line in lines)
+
+
+def width(text: str) -> int:
+    """How many columns of a terminal a text takes: two for wide characters, none for marks above or below another."""
+    if text.isascii():
+        return len(text)
+    from unicodedata import category, east_asian_width  # only such a text pays for this import
+
+    wide = {"W": 2, "F": 2}
+    return sum(0 if category(one) in ("Mn", "Me") else wide.get(east_asian_width(one), 1) for one in text)
+
+
+def _padded(cell: str, most: int) -> str:
+    return cell + " " * (most - width(cell))
 
 
 def csv_cell(value: object) -> str:
@@ -148,8 +162,8 @@ STREAMED = ("jsonl", "csv", "name")
 FORMS = ("table", "wide", "json", "yaml", *STREAMED)
 
 
-def counts(form: str, answer: Mapping[str, Any], *, width: int = 0) -> str:
-    """Counts by a field (the REST answer); ``width`` leaves room for bars."""
+def counts(form: str, answer: Mapping[str, Any], *, bar: int = 0) -> str:
+    """Counts by a field (the REST answer); ``bar`` is how long the longest bar may be."""
     items = [(plain(str(_counted(item["value"]))), item["count"]) for item in answer["items"]]
     if form == "json":
         return as_json(answer)
@@ -158,12 +172,13 @@ def counts(form: str, answer: Mapping[str, Any], *, width: int = 0) -> str:
     if form == "jsonl":
         return "".join(json.dumps(item) + "\n" for item in answer["items"])
     if form == "csv":
-        return "".join(f"{csv_text([name, count])}\n" for name, count in [(answer["by"], "count"), *items])
+        rows = [[answer["by"], "count"], *([item["value"], item["count"]] for item in answer["items"])]
+        return "".join(f"{csv_text(row)}\n" for row in rows)
     if form == "name":
         return "".join(f"{name}\n" for name, _ in items)
     most = max((count for _, count in items), default=1)
-    rows = [[name, f"{count:,}", "#" * max(1, width * count // most) if width else ""] for name, count in items]
-    return aligned([[answer["by"].upper(), "DEVICES", ""], *rows])
+    lines = [[name, f"{count:,}", "#" * max(1, bar * count // most) if bar else ""] for name, count in items]
+    return aligned([[answer["by"].upper(), "DEVICES", ""], *lines])
 
 
 def _counted(value: object) -> object:

@@ -1,4 +1,6 @@
-"""Members as YAML that people can read. JSON is YAML too (YAML 1.2), so every text that might mean something is quoted."""
+"""Members as YAML that people can read. Every text that might mean something is quoted as in JSON, which is YAML but for one
+thing: JSON escapes a character beyond U+FFFF as two halves, and YAML would read back the halves.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +9,7 @@ import re
 from typing import Any
 
 PLAIN = re.compile(r"[A-Za-z]([A-Za-z0-9 ./_-]*[A-Za-z0-9])?", re.ASCII)
+BEYOND_ASCII = re.compile(r"[^ -~]")
 WORDS = frozenset(["true", "false", "yes", "no", "on", "off", "null", "y", "n"])
 
 
@@ -34,4 +37,9 @@ def _item(value: Any, margin: str) -> str:
 def _scalar(value: Any) -> str:
     if isinstance(value, str) and PLAIN.fullmatch(value) and value.lower() not in WORDS:
         return value
-    return json.dumps(value)
+    return BEYOND_ASCII.sub(_escape, json.dumps(value, ensure_ascii=False))
+
+
+def _escape(character: re.Match[str]) -> str:
+    code = ord(character[0])
+    return f"\\u{code:04x}" if code < 0x10000 else f"\\U{code:08x}"

@@ -43,7 +43,7 @@ def _add_servers(servers: Any) -> None:
     parser.add_argument("name", metavar="NAME", help="what to call it")
     parser.add_argument("--audience", required=True, metavar="TEXT", help="what its tokens are for, such as its URL")
     parser.add_argument("--scopes", default="device", help="what devices may have there (default device)")
-    parser.add_argument("--for", dest="query", nargs="+", metavar="QUERY", help="which devices (default: all)")
+    parser.add_argument("--for", dest="devices", nargs="+", metavar="QUERY", help="which devices (default: all)")
     parser.add_argument("--json", **AS_JSON)
     command(servers, "list", "all of them, without their secrets", resource_server_list).add_argument(
         "--json", **AS_JSON
@@ -93,7 +93,7 @@ def resource_server_add(arguments: argparse.Namespace) -> int:
         "name": arguments.name,
         "audience": arguments.audience,
         "scopes": arguments.scopes,
-        "query": " ".join(arguments.query) if arguments.query else "id:*",
+        "query": " ".join(arguments.devices) if arguments.devices else "id:*",
     }
     made = fleet_of(arguments, create=True).post("/resource-servers", request)
     say(f"{made['name']} may ask about tokens for {made['audience']}; its secret is shown only once")

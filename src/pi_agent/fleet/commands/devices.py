@@ -133,7 +133,7 @@ def _count_by(arguments: argparse.Namespace, fleet: client.Fleet, query: str) ->
     answer = fleet.get("/counts", query=query, by=arguments.count_by)
     total = sum(item["count"] for item in answer["items"])
     say(f"{answer['meaning']}, by {answer['by']}" if answer["by"] == "tag" else f"{count(total)}: {answer['meaning']}")
-    sys.stdout.write(output.counts(arguments.output, answer, width=BAR if sys.stdout.isatty() else 0))
+    sys.stdout.write(output.counts(arguments.output, answer, bar=BAR if sys.stdout.isatty() else 0))
     return 0
 
 
