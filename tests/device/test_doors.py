@@ -282,6 +282,33 @@ def test_ra32_e04_two_hundred_idle_callers_do_not_hurt(house: House) -> None:
     assert len(house.doors) == 0
 
 
+def test_e04_in_a_full_house_the_idlest_of_whoever_has_most_goes(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Users who fill the house with idle connections keep nobody out, and nobody who has fewer loses one for it."""
+    monkeypatch.setattr(doors, "MAX_CALLERS", 4)
+    with contextlib.ExitStack() as stack:
+        channels = []
+        for _ in range(4):
+            channels.append(stack.enter_context(house.call()))
+            house.step(0.1)
+        first = next(iter(house.doors._callers.values()))
+        first.user.callers -= 1
+        first.user = doors.User(1234)  # somebody else, who came before them all
+        first.user.callers = 1
+        assert status(house.ask()) == 200
+        assert [house.is_closed(channel) for channel in channels] == [False, True, False, False]
+
+
+def test_e04_a_full_house_of_busy_callers_is_said(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where nobody is idle the newcomer gets 503, and when to try again."""
+    monkeypatch.setattr(doors, "MAX_CALLERS", 1)
+    with house.call() as channel:
+        channel.sendall(GET[:10])
+        house.step()
+        answered = house.ask()
+        assert (status(answered), b"Retry-After: 1" in answered) == (503, True)
+        assert not house.is_closed(channel)
+
+
 def test_ra32_a_caller_who_never_reads_fills_no_memory(runtime: Path) -> None:
     """His own requests wait while his answers do; then he is closed."""
     house = House(runtime, body=b"x" * 8000)

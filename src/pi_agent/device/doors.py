@@ -3,8 +3,8 @@
 One epoll, no threads. A caller is known by its peer credentials (SO_PEERCRED, unix(7)); its pid is never looked at,
 since pids are used again. A request must be whole after 5 seconds and an idle connection goes after a minute. Nobody
 can crowd out others: a user has so many connections (a new one then takes the place of that user's idlest) and so many
-requests a second, and is told so. A full house never holds up a refresh (requirements E-01, E-02, E-04, E-12, RA-31,
-RA-32, RA-36).
+requests a second, and is told so. In a full house a newcomer takes the place of the idlest of whoever has most. It never
+holds up a refresh (requirements E-01, E-02, E-04, E-12, RA-31, RA-32, RA-36).
 """
 
 from __future__ import annotations
@@ -173,13 +173,20 @@ class Doors:
             user = self._users[credentials[4:8]] = User(int.from_bytes(credentials[4:8], sys.byteorder))
         peer = with_groups(user.peer, channel, credentials) if self.asks_groups else user.peer
         caller = Caller(handle, channel, user, peer, now + REQUEST_TIME)
-        is_crowded = user.callers >= MAX_CALLERS_PER_UID and not self._dismiss_idlest(user)
-        if is_crowded or len(self._callers) >= MAX_CALLERS:
+        if not self._has_room_for(user):
             self._turn_away(caller)
             return
         self._callers[handle] = caller
         user.callers += 1
         self._serve(caller, IN, now)  # most have asked by now, and are gone before the epoll hears of them
+
+    def _has_room_for(self, user: User) -> bool:
+        """There is room for one more, if need be after an idle one has gone."""
+        if user.callers >= MAX_CALLERS_PER_UID:
+            return self._dismiss_idlest(user)
+        if len(self._callers) < MAX_CALLERS:
+            return True
+        return self._dismiss_idlest(max(self._users.values(), key=_callers)) or self._dismiss_idlest(None)
 
     def _make_room(self) -> None:
         """No descriptor is left (RA-36): spend the one in reserve on a newcomer, and send the idlest caller home."""
@@ -320,6 +327,10 @@ def _send_some(caller: Caller) -> int:
         return caller.channel.send(caller.to_send, AT_ONCE)
     except BlockingIOError:
         return 0
+
+
+def _callers(user: User) -> int:
+    return user.callers
 
 
 def _deadline(caller: Caller) -> float:
