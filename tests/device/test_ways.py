@@ -18,6 +18,7 @@ from typing import Any
 import pytest
 import requests
 
+from device.conftest import needs_root
 from device.living import SOURCE, Living, eventually, living, numbered
 from device.servers import Request, Server, reply, serving
 from pi_agent.client import auth
@@ -289,6 +290,47 @@ def test_planted_names_redirect_no_token(tmp_path: Path, plant: str) -> None:
         assert "cannot write" in sinks.write(str(path), b"secret", None)
     assert target.read_text() == "mine"
     assert [each.name for each in path.parent.iterdir()] == ["token"]
+
+
+@pytest.mark.parametrize("mode", [0o777, 0o1777, 0o770, 0o757])
+def test_e09_nothing_is_written_where_others_may_write(tmp_path: Path, mode: int) -> None:
+    """Whoever may write in the folder could put another token there, sticky bit or not: it is a warning, and no file."""
+    folder = tmp_path / "shared"
+    folder.mkdir()
+    folder.chmod(mode)
+    said = sinks.write(str(folder / "token"), b"secret", None)
+    assert f"cannot write {folder}/token: {folder} may be written by others" in said
+    assert list(folder.iterdir()) == []
+
+
+@needs_root
+def test_e09_nothing_is_written_into_another_users_folder(tmp_path: Path) -> None:
+    """Nor into a folder that belongs to neither root nor the agent."""
+    folder = tmp_path / "theirs"
+    folder.mkdir(mode=0o755)
+    os.chown(folder, 1234, -1)
+    assert f"{folder} belongs to uid 1234" in sinks.write(str(folder / "token"), b"secret", None)
+    assert list(folder.iterdir()) == []
+
+
+def test_e08_a_link_in_place_of_the_folder_is_not_followed(tmp_path: Path) -> None:
+    """What it leads to stays empty."""
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "run").symlink_to("elsewhere")
+    assert "cannot write" in sinks.write(str(tmp_path / "run" / "token"), b"secret", None)
+    assert list((tmp_path / "elsewhere").iterdir()) == []
+
+
+@needs_root
+@pytest.mark.parametrize("theirs", ["on-token.d", "on-token.d/hook"])
+def test_e09_another_users_hook_is_not_run(tmp_path: Path, theirs: str) -> None:
+    """A hook, or the folder with it, that belongs to neither root nor the agent: whoever owns it may change it."""
+    hook = tmp_path / "on-token.d" / "hook"
+    hook.parent.mkdir()
+    hook.touch(0o755)
+    assert sinks.hooks(str(tmp_path), "token") == [str(hook)]
+    os.chown(tmp_path / theirs, 1234, -1)
+    assert sinks.hooks(str(tmp_path), "token") == []
 
 
 def test_sighup_takes_new_settings_and_keeps_the_old_for_bad_ones(pi: Living) -> None:

@@ -2,7 +2,8 @@
 
 A file is made under a random name with O_EXCL | O_NOFOLLOW and its final mode, then renamed, so that a reader sees the
 old token or the new one; it goes when the token has ended or the device was refused. No flush to disk: there is none
-below /run. A full or read-only folder is a warning, never the end of anything (requirements E-06 to E-08, RA-22).
+below /run. Nothing is written into a folder where others may write, too. A full, read-only or shared folder is a warning,
+never the end of anything (requirements E-06 to E-09, RA-22).
 """
 
 # ruff: noqa: PTH108, PTH113, PTH116, PTH118, PTH208
@@ -24,6 +25,14 @@ def write(path: str, data: bytes, gid: int | None) -> str:
     except OSError as error:
         return f"cannot write {path}: {error.strerror}"
     try:
+        found = os.fstat(handle)
+        if not _is_kept(found):
+            owner = (
+                f"belongs to uid {found.st_uid}"
+                if found.st_uid not in (0, os.geteuid())
+                else "may be written by others"
+            )
+            return f"cannot write {path}: {folder} {owner}, who could put another token there; name a folder of its own"
         _write_new(temporary, data, handle, gid)
         os.rename(temporary, name, src_dir_fd=handle, dst_dir_fd=handle)
     except OSError as error:
@@ -84,6 +93,11 @@ def _is_ours(path: str) -> bool:
         found = os.stat(path)
     except OSError:
         return False
+    return _is_kept(found)
+
+
+def _is_kept(found: os.stat_result) -> bool:
+    """Root or we own it, and nobody else may write there."""
     return found.st_uid in (0, os.geteuid()) and not found.st_mode & 0o022
 
 
