@@ -90,6 +90,7 @@ NO_ANSWERS: dict[str, bytes] = {
         {"outcome": "token", "head": '{"access_token": "x", "expires_in": ', "tail": "}"}
     ),
     "a life that is no number": frames.pack({"outcome": "token", "head": "x", "tail": "}", "expires_in": "soon"}),
+    "a life of no time": frames.pack({"outcome": "token", "head": "x", "tail": "}", "expires_in": 0}),
     "a life that has ended": frames.pack({"outcome": "token", "head": "x", "tail": "}", "expires_in": "-5"}),
     "a life for ever": frames.pack({"outcome": "token", "head": "x", "tail": "}", "expires_in": "9" * 400}),
     "a life of other digits": frames.pack({"outcome": "token", "head": "x", "tail": "}", "expires_in": "\u00b2"}),

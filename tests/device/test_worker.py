@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import json
+import socket
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
+from email.utils import formatdate
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +17,7 @@ import pytest
 
 import pi_agent
 from device.resident import SOURCE, Home, a_home, tokens
-from device.servers import Server, reply, says, serving
+from device.servers import Request, Script, Server, reply, says, serving
 from pi_agent import assertion, jwk, jws
 from pi_agent.device import frames, worker
 from pi_agent.device.keys import file
@@ -118,6 +121,47 @@ def test_ra04_a_pause_that_the_server_asks_for_is_handed_on() -> None:
             a_home(server.url) as home,
         ):
             assert refresh(home)["retry_after"] == 77
+
+
+def test_a_refusal_that_the_clock_does_not_explain_is_not_tried_again() -> None:
+    """The server's Date agrees with ours, so another assertion would say the same: one request, and one refusal."""
+    date = formatdate(time.time(), usegmt=True)
+    with (
+        serving(says(reply({"error": "invalid_grant"}, status=400, Date=date))) as server,
+        a_home(server.url + "/token") as home,
+    ):
+        assert refresh(home)["reason"] == "invalid_grant"
+        assert len(server.requests) == 1
+
+
+def by_grant(answer: bytes, otherwise: bytes) -> Script:
+    """``answer`` for a refresh token, ``otherwise`` for the grant."""
+
+    def script(channel: socket.socket, request: Request) -> None:
+        channel.sendall(answer if request.form["grant_type"] == "refresh_token" else otherwise)
+
+    return script
+
+
+def test_a_refresh_token_that_is_refused_is_forgotten() -> None:
+    """``invalid_grant``: the grant is tried at once, and when that fails, too, the next attempt begins with it."""
+    refused = reply({"error": "invalid_grant"}, status=400)
+    with serving(by_grant(refused, reply({}, status=503))) as server, a_home(server.url + "/token") as home:
+        fields = refresh(home, refresh_token="old")
+        assert (fields["outcome"], fields["reason"], fields["forget_refresh_token"]) == ("failed", "answer", "1")
+        assert len(server.requests) == 2
+
+
+@pytest.mark.parametrize("error", ["invalid_client", "authorization_pending", "slow_down", "invalid_scope"])
+def test_another_refusal_is_no_word_about_the_refresh_token(error: str) -> None:
+    """It stays, and the grant is not tried behind the server's back."""
+    with (
+        serving(by_grant(reply({"error": error}, status=400), reply(tokens(1)))) as server,
+        a_home(server.url + "/token") as home,
+    ):
+        fields = refresh(home, refresh_token="old")
+        assert (fields["reason"], "forget_refresh_token" in fields) == (error, False)
+        assert [request.form["grant_type"] for request in server.requests] == ["refresh_token"]
 
 
 def break_key(home: Home) -> None:
