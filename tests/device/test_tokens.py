@@ -16,7 +16,7 @@ from device.servers import Request, reply, token
 from pi_agent import oauth
 from pi_agent.device import allow
 from pi_agent.device.allow import Peer, Rule, refusal
-from pi_agent.device.tokens import Slot
+from pi_agent.device.tokens import MAX_SLOTS, Slot, Tokens
 
 
 @pytest.fixture
@@ -140,6 +140,46 @@ def test_a_caller_who_needs_it_longer_gets_an_early_refresh(pi: Living) -> None:
         assert pi.get("/v1/token?min_valid=60")[0] == 400  # the server's tokens live 30 s
         _, problem = pi.get("/v1/token?min_valid=60")
         assert "live 30 s" in problem["detail"]
+
+
+def test_a_user_who_takes_all_slots_crowds_nobody_out() -> None:
+    """E-04: who has fewer gets the least wanted one of whoever has most, up to an even share; the configured one stays."""
+    tokens = Tokens("", "", 0.0)
+    for number in range(MAX_SLOTS - 1):
+        assert tokens.find(f"https://{number}.example", "", float(number), 1000)
+    tokens.find("https://0.example", "", 50.0, 1000)
+    assert tokens.find("https://more.example", "", 51.0, 1000) is None
+    assert tokens.find("https://a.example", "", 51.0, 1001)
+    named = [slot.audience for slot in tokens]
+    assert len(named) == MAX_SLOTS
+    assert {"", "https://0.example", "https://a.example"} < set(named)
+    assert "https://1.example" not in named  # nobody has asked for it for longest
+    assert tokens.find("https://1.example", "", 52.0, 1000) is None
+    more = [tokens.find(f"https://{number}.b.example", "", 53.0, 1001) for number in range(MAX_SLOTS)]
+    shares = [sum(slot.uid == uid for slot in tokens if slot is not tokens.default) for uid in (1000, 1001)]
+    assert (shares, more[-1]) == ([8, 7], None)
+
+
+def test_the_same_scopes_are_the_same_token(pi: Living) -> None:
+    """In whatever order, and however often each is named (RFC 6749 section 3.3)."""
+    pi.configure('[token]\nscope = "write read"\n', "config.d/10-scope.toml")
+    pi.answers.now = numbered()
+    with pi.running():
+        pi.state("ok")
+        assert {pi.token(scope=scope) for scope in ("write read", "read write", "read write read")} == {"token-1"}
+        assert {pi.token(scope=scope) for scope in ("c a", "a c", "a a  c")} == {"token-2"}
+        assert [each["scope"] for each in pi.status()["tokens"]] == ["write read", "a c"]
+
+
+def test_a_refresh_token_that_the_server_refused_is_not_used_again() -> None:
+    """The worker says so; the token that is still good stays."""
+    slot = Slot("", "", 0.0)
+    token = {"outcome": "token", "head": "h", "tail": "t", "expires_in": "60", "refresh_token": "again"}
+    slot.keep(token, 0.5)
+    slot.fail({"outcome": "failed", "reason": "answer"}, 10.0, 0.5)
+    assert slot.refresh_token == "again"
+    slot.fail({"outcome": "failed", "reason": "answer", "forget_refresh_token": "1"}, 20.0, 0.5)
+    assert (slot.refresh_token, slot.head) == ("", "h")
 
 
 def test_ra13_a_tokens_life_counts_from_before_it_was_asked_for() -> None:

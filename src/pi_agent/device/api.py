@@ -33,7 +33,7 @@ class Wish:
 
     def __init__(self, query: dict[str, str]) -> None:
         self.audience = query.get("audience")  # None: the configured one
-        self.scope = " ".join(query["scope"].split()) if "scope" in query else None
+        self.scope = in_order(query["scope"]) if "scope" in query else None
         seconds = query.get("min_valid", str(MIN_VALID)), query.get("wait", "0")
         self.problem = ""
         if not all(text.isascii() and text.isdigit() and len(text) <= 6 for text in seconds):
@@ -43,6 +43,11 @@ class Wish:
         audience, scope = self.audience or "", query.get("scope", "")
         if len(audience) > 512 or len(scope) > 512 or any(character.isspace() for character in audience):
             self.problem = "audience is one name without spaces; audience and scope have at most 512 characters"
+
+
+def in_order(scope: str) -> str:
+    """The same for the same scopes, in whatever order and however often they are named (RFC 6749 section 3.3)."""
+    return " ".join(sorted(set(scope.split())))
 
 
 def respond(agent: Agent, request: Request, peer: Peer, now: float, until: float) -> bytes | float:
@@ -70,11 +75,11 @@ def _respond_token(agent: Agent, request: Request, peer: Peer, now: float, until
         return _refuse(request, 400, wish.problem)
     default = agent.tokens.default
     audience = default.audience if wish.audience is None else wish.audience
-    scope = default.scope if wish.scope is None else wish.scope
+    scope = default.scope if wish.scope is None or wish.scope == in_order(default.scope) else wish.scope
     configured = (default.audience, default.scope)
     if why := allow.refusal(agent.rules, peer, audience, scope, default=configured, own_uid=agent.uid):
         return _refuse(request, 403, why, hint=ALLOW_HINT, reason="local.allow")
-    slot = agent.tokens.find(audience, scope, now)
+    slot = agent.tokens.find(audience, scope, now, peer.uid)
     if slot is None:
         return _refuse(request, 503, f"the agent keeps {tokens.MAX_SLOTS} tokens, and all are in use", retry_after=60)
     if not until:

@@ -1,8 +1,9 @@
 """The tokens that the resident keeps: one slot per (audience, scope), each with its own schedule. Pure: ``now`` is boot time.
 
 The first slot is the configured one and is always kept fresh. Another comes to be when a caller who may have it asks,
-is then kept fresh like the first, and goes when nobody has asked for a while. A failed attempt never takes away a token
-that is still good. Refresh tokens stay in this memory and are never written anywhere.
+is then kept fresh like the first, and goes when nobody has asked for a while. Nobody can take them all: who has fewer
+gets one in place of another's. A failed attempt never takes away a token that is still good. Refresh tokens stay in this
+memory and are never written anywhere.
 """
 
 from __future__ import annotations
@@ -33,6 +34,7 @@ class Slot:
         self.asked = first - schedule.REFUSED_CAP  # nothing has been asked: no pause to keep
         self.next = first
         self.wanted = first
+        self.uid = 0  # who asked for it first
         self.failures = 0
         self.doublings = 0  # failures since the last success that lasted
         self.since = 0.0  # when this run of successes began
@@ -98,14 +100,28 @@ class Tokens:
     def __iter__(self):  # type: ignore[no-untyped-def]  # Iterator[Slot]; the word would need an import at run time
         return iter(list(self._slots.values()))
 
-    def find(self, audience: str, scope: str, now: float) -> Slot | None:
-        """The slot, made if there is none and room for it; None when there is no room."""
+    def find(self, audience: str, scope: str, now: float, uid: int = 0) -> Slot | None:
+        """The slot, made for ``uid`` if there is none and room for it; None when there is no room."""
         slot = self._slots.get((audience, scope))
-        if slot is None and len(self._slots) < MAX_SLOTS:
+        if slot is None and (len(self._slots) < MAX_SLOTS or self._make_room(uid)):
             slot = self._slots[audience, scope] = Slot(audience, scope, now)
+            slot.uid = uid
         if slot is not None:
             slot.wanted = now
         return slot
+
+    def _make_room(self, uid: int) -> bool:
+        """Let go of the least wanted slot of whoever has most, as long as ``uid`` does not end up with more than they."""
+        kept: dict[int, list[Slot]] = {uid: []}
+        for slot in self._slots.values():
+            if slot is not self.default:
+                kept.setdefault(slot.uid, []).append(slot)
+        most = max(kept.values(), key=len)
+        if len(most) < len(kept[uid]) + 2:
+            return False
+        least = min(most, key=_wanted)
+        del self._slots[least.audience, least.scope]
+        return True
 
     def next_attempt(self) -> float:
         return max(self.rest, min(slot.next for slot in self._slots.values()))
@@ -130,6 +146,10 @@ class Tokens:
     def each(self, action: Callable[[Slot], None]) -> None:
         for slot in list(self._slots.values()):
             action(slot)
+
+
+def _wanted(slot: Slot) -> float:
+    return slot.wanted
 
 
 def _next(slot: Slot) -> float:
