@@ -36,10 +36,28 @@ def live(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LiveFleet]:
 
 
 def test_the_greeting_says_all_that_is_needed(live: LiveFleet) -> None:
-    """Where it listens, the issuer, the data folder, a way to sign in, and the command for the first device."""
-    for part in (live.issuer, str(live.data), "/sign-in/", f"pi-agent setup {live.issuer}", "devices status:pending"):
+    """Where it listens, the issuer, the data folder, how to sign in, and the command for the first device."""
+    way = f"pi-fleet --data {live.data} sign-in-link"
+    for part in (live.issuer, str(live.data), way, f"pi-agent setup {live.issuer}", "devices status:pending"):
         assert part in live.greeting
-    assert "15 minutes" in live.greeting
+    assert "/sign-in/" in live.cli(*way.split()[3:]).stdout
+
+
+def test_the_link_is_only_for_a_terminal(live: LiveFleet, tmp_path: Path) -> None:
+    """A person who starts the server has it before them; a log, which others read, never has it."""
+    assert "/sign-in/" not in live.greeting
+    ours, theirs = os.openpty()
+    process = subprocess.Popen(
+        [*COMMAND, "--data", str(tmp_path / "data"), "serve", "--bind", "127.0.0.1:0"], stderr=theirs, env=CLEAN
+    )
+    os.close(theirs)
+    said = ""
+    while "status:pending" not in said:
+        said += os.read(ours, 4096).decode()
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(20) == 0
+    os.close(ours)
+    assert re.search(r"http://127\.0\.0\.1:\d+/sign-in/\S+  \(works once, for 15 minutes\)", said)
 
 
 def test_the_data_folder_is_private(live: LiveFleet) -> None:

@@ -15,7 +15,7 @@ from pathlib import Path
 from urllib.parse import quote, urlencode, urlsplit
 
 from pi_agent.errors import ConfigError, ConflictError, PiAgentError, QueryError, TransportError, UnknownDeviceError
-from pi_agent.fleet.place import SOCKET, default_data
+from pi_agent.fleet.place import SOCKET, default_data, typed
 from pi_agent.fleet.wire import LocalConnection
 
 TYPE_CHECKING = False  # type checkers take it for true; typing and dataclasses would cost a command line milliseconds
@@ -136,7 +136,9 @@ def connect(data: Path, load: Callable[[], Settings], *, create: bool = False, s
         return Fleet(_Wire(lambda: LocalConnection(str(path), SECONDS), f"the server at {path}", {}, connection))
     if served:
         raise TransportError(f"no server runs in {data}", reason="absent")
-    settings = load()
+    from pi_agent.fleet.served import adopted  # only a command without a server needs it
+
+    settings = adopted(load())
     if not create and not settings.shares_database and not settings.database.exists():
         raise TransportError(
             f"there is no fleet in {settings.data}",
@@ -230,7 +232,7 @@ def _server_at(path: Path) -> LocalConnection | None:
 
         owner = folder.owner_of(path.parent)
         raise ConfigError(
-            f"{path.parent} belongs to {owner}", key="data", hint=f"sudo -u {owner} pi-fleet ..."
+            f"{path.parent} belongs to {owner}", key="data", hint=f"sudo -u {owner} {typed(path.parent)}"
         ) from error
     except OSError:
         return None

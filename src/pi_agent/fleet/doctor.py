@@ -7,9 +7,10 @@ import sqlite3
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import dataclass
+from urllib.parse import urlsplit
 
 from pi_agent.errors import PiAgentError
-from pi_agent.fleet import folder
+from pi_agent.fleet import folder, served
 from pi_agent.fleet.settings import Settings
 
 MIN_FREE_MB = 100
@@ -30,6 +31,8 @@ def examine(settings: Settings, *, now: int) -> Iterator[Finding]:
     """Everything there is to say, in the order in which to mend it. Later checks are left out when they cannot be made."""
     for check in (_folder, _disk, _address, _sqlite):
         yield from check(settings)
+    if settings.tls_cert is not None:
+        yield _guarded("certificate", settings, lambda: _certificate(settings, now))
     opened = _guarded("database", settings, lambda: _open(settings))
     yield opened
     if opened.state != "ok":
@@ -71,8 +74,11 @@ def _disk(settings: Settings) -> Iterator[Finding]:
 
 
 def _address(settings: Settings) -> Iterator[Finding]:
-    issuer = settings.issuer
-    if not issuer:
+    issuer, before = settings.issuer, served.last(settings.data)
+    if before is not None and issuer != before.issuer:
+        what = f"{issuer} is set here, and the last server was told {before.issuer}"
+        yield Finding("issuer", "warning", what, f"write it into {settings.data}/fleet.toml, for server and commands")
+    elif not issuer:
         yield Finding(
             "issuer",
             "warning",
@@ -85,6 +91,25 @@ def _address(settings: Settings) -> Iterator[Finding]:
         )
     else:
         yield Finding("issuer", "ok", issuer)
+
+
+def _certificate(settings: Settings, now: int) -> Finding:
+    from pi_agent.fleet import tls
+
+    assert settings.tls_cert is not None
+    found, host = tls.validity(settings.tls_cert), urlsplit(settings.issuer).hostname or ""
+    renew = f"renew {settings.tls_cert}, then: sudo systemctl reload pi-fleet"
+    if trouble := found.trouble(now):
+        return Finding("certificate", "problem", trouble, renew)
+    if host and not found.is_for(host):
+        what = f"it is for {', '.join(found.names) or 'no host'}, and boards ask for {host}"
+        return Finding(
+            "certificate", "warning", what, "fine behind a proxy with another one, else a certificate for it"
+        )
+    left = int(found.ends - now) // 86400
+    if left < tls.SOON_DAYS:
+        return Finding("certificate", "warning", f"it ends in {left} days", renew)
+    return Finding("certificate", "ok", f"good for {left} days")
 
 
 def _sqlite(settings: Settings) -> Iterator[Finding]:

@@ -16,6 +16,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from pi_agent.errors import ConfigError, ConflictError
+from pi_agent.fleet.place import typed
 
 SECRET_BYTES = 32
 
@@ -29,7 +30,7 @@ def prepare(data: Path) -> None:
         raise ConfigError(f"cannot use {data}: {error.strerror}", key="data", hint="pi-fleet --data DIR ...") from error
     if status.st_uid != os.geteuid():
         owner = user_name(status.st_uid)
-        raise ConfigError(f"{data} belongs to {owner}", key="data", hint=f"run pi-fleet as {owner}")
+        raise ConfigError(f"{data} belongs to {owner}", key="data", hint=f"sudo -u {owner} {typed(data)}")
     if status.st_mode & 0o077:
         raise ConfigError(f"{data} is open to others", key="data", hint=f"chmod 700 {data}")
 

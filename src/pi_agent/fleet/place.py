@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -16,3 +17,15 @@ def default_data(environ: Mapping[str, str]) -> Path:
     if os.geteuid() == 0:
         return Path("/var/lib/pi-fleet")
     return Path(environ.get("XDG_DATA_HOME") or Path(environ.get("HOME", "/")) / ".local/share") / "pi-fleet"
+
+
+def typed(data: Path) -> str:
+    """This command line, as it has to be typed for the fleet in ``data`` whoever types it, and whatever their PATH."""
+    import re  # only who is told to type it again needs these
+    import shlex
+
+    program = sys.argv[0] if Path(sys.argv[0]).name == "pi-fleet" else "pi-fleet"
+    words = sys.argv[1:]
+    named = any(word.partition("=")[0] == "--data" for word in words)
+    shown = [re.sub(r"(://[^/@:]*):[^/@]*@", r"\1@", word) for word in words]  # no password of a database
+    return shlex.join([program, *([] if named else ["--data", str(data)]), *shown])

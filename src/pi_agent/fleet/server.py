@@ -26,9 +26,10 @@ from typing import TYPE_CHECKING
 import uvicorn
 
 from pi_agent.errors import ConfigError, TransportError
-from pi_agent.fleet import folder, logs
+from pi_agent.fleet import folder, logs, served
 from pi_agent.fleet import settings as fleet_settings
-from pi_agent.fleet.greeting import greeting
+from pi_agent.fleet.client import command
+from pi_agent.fleet.greeting import greeting, warnings
 from pi_agent.fleet.handshakes import Handshakes
 from pi_agent.fleet.protocol import Protocol
 from pi_agent.fleet.room import Room
@@ -103,8 +104,10 @@ def serve(wanted: Settings) -> int:
     fleet_settings.configure(settings)
     fleet_settings.migrate()
     local = listen_local(settings)
-    application, housekeeper, words = _build(settings)
+    application, housekeeper = _build(settings)
     config = _uvicorn(settings, application)
+    words = _words(settings)
+    served.note(settings)
 
     def reload() -> None:
         _reload_certificate(settings, config)
@@ -176,21 +179,34 @@ def _reload_certificate(settings: Settings, config: uvicorn.Config) -> None:
         log.error("%s; the certificate from before stays in use", error)
 
 
-def _build(settings: Settings) -> tuple[Application, Housekeeper, str]:
-    """The application, who looks after it, and what to say when it listens."""
+def _build(settings: Settings) -> tuple[Application, Housekeeper]:
+    """The application, and who looks after it."""
     # Models exist only once Django is set up.
-    from pi_agent.fleet.access import FIRST, has_admin, role_of
     from pi_agent.fleet.asgi import Application
     from pi_agent.fleet.housekeeper import Housekeeper
-    from pi_agent.fleet.signin import make_link
     from pi_agent.fleet.tokens import load_authority
 
+    application = Application(load_authority(settings, now=int(time.time())))
+    return application, Housekeeper(application)
+
+
+def _words(settings: Settings) -> str:
+    """What to say when it listens. A link only to a terminal: a log has other readers, and the link makes them admin."""
+    from pi_agent.fleet.access import FIRST, ensure_operator, has_admin, role_of  # as above
+    from pi_agent.fleet.models import Device
+    from pi_agent.fleet.signin import make_link
+
     now = int(time.time())
-    link = ""
-    if role_of(FIRST) or not has_admin():  # else somebody else is admin, and nobody comes back who was removed
+    sign_in = f"{command(settings)} sign-in-link"
+    if role_of(FIRST) is None and has_admin():  # nobody comes back who was removed
+        sign_in += " --operator NAME"
+    elif sys.stderr.isatty():
         link = make_link(FIRST, created_by="pi-fleet serve", now=now, settings=settings)
-    application = Application(load_authority(settings, now=now))
-    return application, Housekeeper(application), greeting(settings, link)
+        sign_in = f"{link}  (works once, for 15 minutes)"
+    else:
+        ensure_operator(FIRST, "admin", by="pi-fleet serve", now=now)
+    boards = Device.objects.filter(simulated=False).exists()
+    return greeting(settings, sign_in, warnings(settings, served.last(settings.data), boards=boards, now=now))
 
 
 def listen(settings: Settings) -> socket.socket:

@@ -19,6 +19,7 @@ from pi_agent.fleet import settings as fleet_settings
 from pi_agent.fleet.backup import Losses
 from pi_agent.fleet.commands.common import AS_JSON, command, count, say, settings_of
 from pi_agent.fleet.progress import Progress
+from pi_agent.fleet.served import adopted
 from pi_agent.fleet.settings import Settings
 
 if TYPE_CHECKING:
@@ -46,7 +47,7 @@ def add_commands(commands: Any) -> None:
 
 def migrate(arguments: argparse.Namespace) -> int:
     """Bring the database to this version of the program."""
-    settings = _opened(settings_of(arguments))
+    settings = _opened(_here(arguments))
     fleet_settings.migrate()
     say(f"{settings.database_name} is ready for this version")
     return 0
@@ -54,7 +55,7 @@ def migrate(arguments: argparse.Namespace) -> int:
 
 def backup(arguments: argparse.Namespace) -> int:
     """Copy the database to a file, also while the server runs."""
-    settings = settings_of(arguments)
+    settings = _here(arguments)
     _sqlite_only(settings, f"pg_dump --format=custom --file={arguments.file} {shlex.quote(settings.database_name)}")
     if not settings.database.exists():
         raise TransportError(f"there is no fleet in {settings.data}", reason="absent", hint="pi-fleet --data DIR ...")
@@ -73,7 +74,7 @@ def backup(arguments: argparse.Namespace) -> int:
 
 def restore(arguments: argparse.Namespace) -> int:
     """Put a backup in the place of the database."""
-    settings = settings_of(arguments)
+    settings = _here(arguments)
     _sqlite_only(
         settings, f"pg_restore --clean --if-exists --dbname={shlex.quote(settings.database_name)} {arguments.file}"
     )
@@ -104,7 +105,7 @@ def doctor(arguments: argparse.Namespace) -> int:
     """Say what is wrong, and what to do about it."""
     from pi_agent.fleet.doctor import examine  # it looks at more than a command otherwise needs
 
-    settings, now = settings_of(arguments), int(time.time())
+    settings, now = _here(arguments), int(time.time())
     if arguments.accept_clock:
         return _accept_clock(settings, now)
     if not settings.shares_database and not settings.database.exists():
@@ -132,6 +133,11 @@ def _accept_clock(settings: Settings, now: int) -> int:
     audit.record([Event("clock.accept", detail={"devices": changed})], actor=_me(), now=now)
     say(f"{count(changed)} had authenticated in the future; now that is the past")
     return 0
+
+
+def _here(arguments: argparse.Namespace) -> Settings:
+    """The settings of a command that works without the server, and on the same database."""
+    return adopted(settings_of(arguments))
 
 
 def _opened(settings: Settings) -> Settings:

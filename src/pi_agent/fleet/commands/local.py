@@ -15,6 +15,7 @@ from pi_agent.fleet import settings as fleet_settings
 from pi_agent.fleet.commands.common import count, say, settings_of
 from pi_agent.fleet.options import OPTIONS
 from pi_agent.fleet.progress import Progress
+from pi_agent.fleet.served import adopted
 from pi_agent.fleet.settings import Settings
 
 MOST = 10_000_000
@@ -81,7 +82,7 @@ def simulate(arguments: argparse.Namespace) -> int:
     """Add simulated devices to the registry."""
     if not 1 <= arguments.number <= MOST or not 1 <= arguments.days <= MOST_DAYS:
         raise UsageError(f"1 to {MOST:,} devices over 1 to {MOST_DAYS:,} days")
-    settings = settings_of(arguments)
+    settings = adopted(settings_of(arguments))
     os.umask(0o077)
     folder.prepare(settings.data)
     try:
