@@ -1,6 +1,6 @@
 """Write the tables of docs/boards.md from the decoder and from fixtures/revision-codes.csv.
 
-Run ``python docs/boards_table.py`` after changing either; a test fails while the page is behind.
+Run ``.venv/bin/python docs/boards_table.py`` after changing either; a test fails while the page is behind.
 """
 
 from __future__ import annotations

@@ -53,6 +53,7 @@ NOT_HERE = {
     r"\./dev demo": "the same without --once: it stays until Ctrl-C",
     r"\./dev test": "this is it",
     r"sudo apt install \./pi-agent": "needs Debian's apt as root; ./dev boot installs the package",
+    r"sudo (python3 -m venv|install (-D )?-m 644|/opt/pi-fleet)|openssl rand -hex 32 \| sudo": "a service of the system; ./dev boot has it",
     r"python3 -m venv ~/pi-fleet ": "fetches the libraries once more; ./dev itself does the same",
     r"sudo (systemctl|systemd-|mkdir -p /etc/cred|poweroff)|journalctl": "needs systemd as PID 1; ./dev boot has one",
     r"sudo adduser telemetry": "changes this machine; ./dev boot does it, where a user of the group gets the token",

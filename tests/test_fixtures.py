@@ -124,7 +124,7 @@ def test_boards_differ_in_their_claims() -> None:
 
 
 def test_the_table_in_the_documentation_is_what_the_tables_say() -> None:
-    """docs/boards.md is generated: run python docs/boards_table.py when this fails."""
+    """docs/boards.md is generated: run .venv/bin/python docs/boards_table.py when this fails."""
     generator = runpy.run_path(str(REPO / "docs" / "boards_table.py"))
     page = (REPO / "docs" / "boards.md").read_text()
     assert generator["with_tables"](page) == page
