@@ -236,12 +236,17 @@ def test_a_token_that_is_none(pi: Living, answer: dict[str, object]) -> None:
     assert (name, "its " in text) == ("token", True), text
 
 
-def test_a_proxy_that_is_not_there(pi: Living) -> None:
-    """RA-02: it is the proxy that cannot be reached, and no word about the server."""
+def test_a_proxy_that_is_not_there(pi: Living, tmp_path: Path) -> None:
+    """RA-02: it is the proxy that cannot be reached, and no word about the server; plain http does not go through it."""
     with socket.create_server(("127.0.0.1", 0)) as gone:
         port = gone.getsockname()[1]
     pi.environment["PI_AGENT_SERVER_PROXY"] = f"http://127.0.0.1:{port}"
-    name, text, _ = first_cross(pi)
+    assert first_cross(pi)[0] == "socket"  # all is well but that no agent runs
+    authority = Authority(tmp_path)
+    with living(tmp_path / "https", tls=authority.context()) as pi:
+        pi.environment["PI_AGENT_SERVER_CA_FILE"] = str(authority.ca_file)
+        pi.environment["PI_AGENT_SERVER_PROXY"] = f"http://127.0.0.1:{port}"
+        name, text, _ = first_cross(pi)
     assert (name, f"127.0.0.1 port {port}: Connection refused" in text) == ("tcp", True), text
 
 

@@ -140,9 +140,11 @@ class Doctor:
     # The way to the server
 
     def _dns(self) -> Finding:
-        parts = urlsplit(self.settings.server_proxy or self.known.token_endpoint)
+        url = self.known.token_endpoint
+        proxy = self.settings.server_proxy if url.startswith("https:") else ""  # as in transport.py
+        parts = urlsplit(proxy or url)
         host, port = parts.hostname or "", parts.port or (443 if parts.scheme == "https" else 80)
-        who = "the proxy" if self.settings.server_proxy else "the server"
+        who = "the proxy" if proxy else "the server"
         try:
             found = within(PATIENCE, lambda: socket.getaddrinfo(host, port, type=socket.SOCK_STREAM))
         except OSError as error:
