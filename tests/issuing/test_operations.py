@@ -245,7 +245,7 @@ def test_d14_a_restore_tells_what_it_would_forget(tmp_path: Path) -> None:
     for words in (
         ("operator", "remove", "eve"),
         ("operator", "set", "ann", "reader"),
-        ("resource-server", "remove", "shop"),
+        ("resource-server", "remove", "shop", "--yes"),
     ):
         assert server.cli(*words).returncode == 0, words
     with closing(sqlite3.connect(data / "fleet.sqlite3")) as opened, opened:
@@ -332,6 +332,21 @@ def test_the_next_device_on_postgresql_is_numbered_after_a_simulated_fleet(tmp_p
 
 
 # Commands.
+
+
+def test_what_cannot_be_undone_is_asked_for(server: LiveFleet) -> None:
+    """Nothing is removed without a yes; and after a signing key was retired, its successor is named."""
+    assert server.cli("resource-server", "add", "till", "--audience", "https://till.example").returncode == 0
+    refused = server.cli("resource-server", "remove", "till")
+    assert (refused.returncode, "add --yes" in refused.stderr) == (2, True)
+    assert "till" in server.cli("resource-server", "list").stdout
+    assert server.cli("resource-server", "remove", "till", "--yes").returncode == 0
+    assert "till" not in server.cli("resource-server", "list").stdout
+
+    before = {key["kid"]: key["state"] for key in json.loads(server.cli("keys", "list", "--json").stdout)["items"]}
+    kid = next(kid for kid, state in before.items() if state == "signing")
+    made = server.cli("keys", "rotate", "--now").stdout.strip()
+    assert f"now {made} signs\n" in server.cli("keys", "retire", kid, "--yes").stderr
 
 
 def test_a_script_prepares_a_server_without_the_page(tmp_path: Path) -> None:

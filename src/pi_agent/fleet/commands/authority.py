@@ -50,6 +50,7 @@ def _add_servers(servers: Any) -> None:
     )
     parser = command(servers, "remove", "forget one", resource_server_remove)
     parser.add_argument("name", metavar="NAME", help="which one")
+    parser.add_argument("--yes", action="store_true", help="do not ask")
 
 
 def _add_rules(rules: Any) -> None:
@@ -77,15 +78,24 @@ def keys_rotate(arguments: argparse.Namespace) -> int:
 
 def keys_retire(arguments: argparse.Namespace) -> int:
     fleet = fleet_of(arguments)
-    if not arguments.yes:
-        if not sys.stdin.isatty():
-            raise UsageError("nobody is there to confirm", hint="add --yes")
-        say("every token that this key has signed is refused from now on")
-        if not confirmed("retire it", 1):
-            raise UsageError("not confirmed; nothing has changed")
+    _confirm(arguments, "every token that this key has signed is refused from now on", "retire it")
     answer = fleet.delete(f"/keys/{client.segment(arguments.kid)}")
     say(f"retired; resource servers that have the key in memory may believe it until {answer['cached_until']}")
+    for key in fleet.get("/keys")["items"]:
+        if key["state"] == "signing":
+            say(f"now {key['kid']} signs")
     return printed(arguments, answer, "")
+
+
+def _confirm(arguments: argparse.Namespace, what: str, to_do: str) -> None:
+    """Say what follows, and wait for a yes. Raises UsageError without one."""
+    if arguments.yes:
+        return
+    if not sys.stdin.isatty():
+        raise UsageError("nobody is there to confirm", hint="add --yes")
+    say(what)
+    if not confirmed(to_do, 1):
+        raise UsageError("not confirmed; nothing has changed")
 
 
 def resource_server_add(arguments: argparse.Namespace) -> int:
@@ -107,7 +117,9 @@ def resource_server_list(arguments: argparse.Namespace) -> int:
 
 
 def resource_server_remove(arguments: argparse.Namespace) -> int:
-    answer = fleet_of(arguments).delete(f"/resource-servers/{client.segment(arguments.name)}")
+    fleet = fleet_of(arguments)
+    _confirm(arguments, "it can ask about no token any more, and its secret is not given again", "remove it")
+    answer = fleet.delete(f"/resource-servers/{client.segment(arguments.name)}")
     say(f"{arguments.name} learns nothing about tokens any more")
     return printed(arguments, answer, "")
 
