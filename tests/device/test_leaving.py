@@ -177,13 +177,15 @@ def test_a_token_that_was_under_way_is_revoked_too(pi: Living) -> None:
 def test_nothing_is_asked_for_while_signed_out(pi: Living) -> None:
     """A caller who names another audience gets no token, at once, and nothing goes to the server until it signs in again."""
     pi.answers.now = numbered()
-    with pi.running():
+    with pi.running() as agent:
         pi.state("ok")
         assert pi.run("sign-out").returncode == 0
         before = len(pi.posts())
         for number in range(3):
             status, problem = pi.get(f"/v1/token?audience=https://{number}.example&wait=20", timeout=10)
             assert (status, "signed out" in problem["detail"]) == (503, True)
+        agent.send_signal(signal.SIGHUP)  # after which it looks for what is due
+        eventually(lambda: "the settings were read again" in pi.log(), "a look around")
         assert (len(pi.posts()), pi.status()["attempts"]) == (before, 1)
         assert pi.run("refresh").returncode == 0
         assert pi.token(audience="https://1.example")

@@ -398,9 +398,7 @@ class Agent:
         reader, writer = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         for number in (_signal.SIGTERM, _signal.SIGINT, _signal.SIGUSR1, _signal.SIGHUP):
             _signal.signal(number, lambda *_: None)
-        _signal.signal(
-            _signal.SIGCHLD, _signal.SIG_DFL
-        )  # ignored, as some who start us have it, no child could be waited for
+        _signal.signal(_signal.SIGCHLD, _signal.SIG_DFL)  # where it is ignored, no child can be waited for
         _signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
         return reader
 
