@@ -16,7 +16,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from fleet.live import LiveFleet, run
-from pi_agent.fleet import doctor, greeting, served
+from pi_agent.fleet import client, doctor, greeting, served
 from pi_agent.fleet.place import typed
 from pi_agent.fleet.settings import Settings
 
@@ -151,6 +151,30 @@ def test_a_command_line_is_shown_as_somebody_else_may_type_it(
     """With the folder, since another user's default is another; with the path of the program; without a password."""
     monkeypatch.setattr("sys.argv", words)
     assert typed(Path("/d")) == shown
+
+
+def test_the_program_is_named_so_that_it_is_found(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """By its path when the PATH has none or another, as for the service in /opt."""
+    path = tmp_path / "pi-fleet"
+    path.write_text("")
+    path.chmod(0o755)
+    monkeypatch.setattr("sys.argv", [str(path)])
+    assert client.command(Settings(data=tmp_path)) == f"{path} --data {tmp_path}"
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert client.command(Settings(data=tmp_path)) == f"pi-fleet --data {tmp_path}"
+
+
+def test_doctor_asks_the_server_when_only_that_has_the_secret(tmp_path: Path) -> None:
+    """A systemd credential is the server's alone; sealed keys are a problem only where nobody can open them."""
+    data = tmp_path / "data"
+    data.mkdir(mode=0o700)
+    (data / "fleet.toml").write_text(f"key_secret = '{'x' * 20}'\n")
+    live = LiveFleet(data)
+    (data / "fleet.toml").unlink()
+    sound, _ = live.cli("doctor"), live.stop()
+    assert (sound.returncode, "sealed, and the server that runs has the secret" in sound.stdout) == (0, True)
+    alone = live.cli("doctor")
+    assert (alone.returncode, "the secret is not there" in alone.stdout) == (1, True)
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a folder away")

@@ -15,7 +15,7 @@ from pathlib import Path
 from urllib.parse import quote, urlencode, urlsplit
 
 from pi_agent.errors import ConfigError, ConflictError, PiAgentError, QueryError, TransportError, UnknownDeviceError
-from pi_agent.fleet.place import SOCKET, default_data, typed
+from pi_agent.fleet.place import SOCKET, default_data, program, typed
 from pi_agent.fleet.wire import LocalConnection
 
 TYPE_CHECKING = False  # type checkers take it for true; typing and dataclasses would cost a command line milliseconds
@@ -220,7 +220,7 @@ class _Wire:
 
 def command(settings: Settings) -> str:
     """What to type for the fleet of these settings."""
-    return "pi-fleet" if settings.data == default_data(os.environ) else f"pi-fleet --data {settings.data}"
+    return program() if settings.data == default_data(os.environ) else f"{program()} --data {settings.data}"
 
 
 def _server_at(path: Path) -> LocalConnection | None:

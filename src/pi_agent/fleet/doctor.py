@@ -9,8 +9,8 @@ from contextlib import closing
 from dataclasses import dataclass
 from urllib.parse import urlsplit
 
-from pi_agent.errors import PiAgentError
-from pi_agent.fleet import folder, served
+from pi_agent.errors import KeyFileError, PiAgentError
+from pi_agent.fleet import client, folder, served
 from pi_agent.fleet.settings import Settings
 
 MIN_FREE_MB = 100
@@ -140,12 +140,26 @@ def _open(settings: Settings) -> Finding:
 def _keys(settings: Settings, now: int) -> Finding:
     from pi_agent.fleet import signing
 
-    key = signing.load_ring(settings, now=now).signing(now)
+    try:
+        key = signing.load_ring(settings, now=now).signing(now)
+    except KeyFileError:
+        if settings.key_secret or not (kid := _signs(settings)):
+            raise
+        return Finding("signing keys", "ok", f"{kid} signs; sealed, and the server that runs has the secret")
     age = (now - key.created_at) // 86400
     if not settings.key_secret:
         what = f"{key.kid} signs, {age} days old; its private half is not sealed"
         return Finding("signing keys", "warning", what, SEAL)
     return Finding("signing keys", "ok", f"{key.kid} signs, {age} days old; sealed")
+
+
+def _signs(settings: Settings) -> str:
+    """The key that signs, by the server that runs, if one does: its secret may be where this process has none."""
+    try:
+        keys = client.connect(settings.data, lambda: settings, served=True).get("/keys")["items"]
+    except PiAgentError:
+        return ""
+    return next((str(key["kid"]) for key in keys if key["state"] == "signing"), "")
 
 
 def _clock(now: int) -> Finding:

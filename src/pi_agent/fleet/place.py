@@ -19,6 +19,14 @@ def default_data(environ: Mapping[str, str]) -> Path:
     return Path(environ.get("XDG_DATA_HOME") or Path(environ.get("HOME", "/")) / ".local/share") / "pi-fleet"
 
 
+def program() -> str:
+    """What to type for this program: its name, or its path where the name would not find it."""
+    import shutil  # only who is told to type something needs it
+
+    path = sys.argv[0]
+    return path if Path(path).name == "pi-fleet" and shutil.which("pi-fleet") != path else "pi-fleet"
+
+
 def typed(data: Path) -> str:
     """This command line, as it has to be typed for the fleet in ``data`` whoever types it, and whatever their PATH."""
     import re  # only who is told to type it again needs these
