@@ -252,9 +252,8 @@ def test_ra35_lost_answers_are_no_copies(make: Make) -> None:
     assert no_alarm()
 
 
-def test_a_message_that_was_only_late_is_no_return(make: Make) -> None:
-    """A request of the boot before, which arrives after the first of the new boot, proves no copy: it was signed before."""
-    board = make()
+def held_back(board: Board) -> Callable[[], Any]:
+    """Have the board make a request that hangs in the network; what is returned lets it through."""
     held: list[tuple[Any, ...]] = []
     real = board.network.post
 
@@ -265,11 +264,18 @@ def test_a_message_that_was_only_late_is_no_return(make: Make) -> None:
     board.network.post = hold  # type: ignore[method-assign, assignment]  # the network is what fails here
     board.refresh()
     board.network.post = real  # type: ignore[method-assign]  # and it is back
+    return lambda: real(*held[0])
+
+
+def test_a_message_that_was_only_late_is_no_return(make: Make) -> None:
+    """A request of the boot before, which arrives after the first of the new boot, proves no copy: it was signed before."""
+    board = make()
+    let_through = held_back(board)
     board.boot()
     tick(board, 25)
     assert board.refresh()["outcome"] == "token"
     tick(board, 5)
-    assert real(*held[0]).status == 200
+    assert let_through().status == 200
     assert no_alarm()
     tick(board)
     assert board.refresh()["outcome"] == "token"
@@ -279,23 +285,14 @@ def test_a_message_that_was_only_late_is_no_return(make: Make) -> None:
 def test_clocks_that_differ_by_less_than_a_minute_are_no_return(make: Make) -> None:
     """The last word of a boot whose clock was half a minute ahead, heard after the next boot's first word, is only late."""
     board = make()
-    held: list[tuple[Any, ...]] = []
-    real = board.network.post
-
-    def hold(*arguments: Any) -> Any:
-        held.append(arguments)
-        raise TransportError("it hangs somewhere", reason="timeout")
-
-    board.network.post = hold  # type: ignore[method-assign, assignment]  # as above
     tick(board, 40)
-    board.refresh()
+    let_through = held_back(board)
     tick(board, -40)
-    board.network.post = real  # type: ignore[method-assign]  # as above
     board.boot()
     tick(board, 5)
     assert board.refresh()["outcome"] == "token"
     tick(board, 45)
-    assert real(*held[0]).status == 200
+    assert let_through().status == 200
     assert no_alarm()
 
 

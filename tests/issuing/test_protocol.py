@@ -60,6 +60,15 @@ def answers(connection: socket.socket) -> list[tuple[int, bytes]]:
     return found
 
 
+def wait_for_token(connection: socket.socket) -> None:
+    connection.settimeout(5)
+    data = b""
+    while b"access_token" not in data:
+        chunk = connection.recv(65536)
+        assert chunk, data
+        data += chunk
+
+
 def test_a_connection_is_used_again(server: LiveFleet, pi: Pi) -> None:
     """Token after token, and other paths in between."""
     connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=10)
@@ -77,12 +86,7 @@ def test_a_request_may_want_something_else(server: LiveFleet, pi: Pi, lines: tup
     """The token comes all the same."""
     with server.connect() as connection:
         connection.sendall(post(pi.form(), *lines))
-        connection.settimeout(3)
-        data = b""
-        while b"access_token" not in data:
-            chunk = connection.recv(65536)
-            assert chunk, data
-            data += chunk
+        wait_for_token(connection)
 
 
 @pytest.mark.parametrize("lines", [("Connection: close",), ("connection: keep-alive, Close",)])
@@ -105,12 +109,7 @@ def test_the_bound_of_headers_is_that_of_one_request(server: LiveFleet, pi: Pi) 
             connection.sendall(request[:9000])
             time.sleep(0.05)  # so that its headers come in two pieces, and are waited for
             connection.sendall(request[9000:])
-            connection.settimeout(5)
-            data = b""
-            while b"access_token" not in data:
-                chunk = connection.recv(65536)
-                assert chunk, data
-                data += chunk
+            wait_for_token(connection)
 
 
 def test_http_1_0_is_answered_and_closed(server: LiveFleet, pi: Pi) -> None:
