@@ -373,6 +373,25 @@ def test_root_runs_a_module_of_roots_through_a_link_of_anybodys(token: str, tmp_
     assert_signs(stores.load_or_create(location, state))
 
 
+@needs_root
+def test_root_runs_what_it_looked_at_although_the_link_has_changed(
+    token: str, tmp_path: Path, state: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A link that its owner turns to another module between the look and the loading changes nothing."""
+    link, looked = tmp_path / "link.so", pkcs11._check_is_roots
+    link.symlink_to(str(SOFTHSM))
+
+    def look_and_turn(module: str) -> None:
+        looked(module)
+        link.unlink()
+        link.symlink_to("/etc/passwd")
+
+    monkeypatch.setattr(pkcs11, "_check_is_roots", look_and_turn)
+    assert_signs(
+        stores.load_or_create(stores.choose(re.sub(r"module-path=[^&]*", f"module-path={link}", token)), state)
+    )
+
+
 BAD_URIS = (
     "pkcs11:token=a",
     "pkcs11:token=a?module-path=/m.so",

@@ -157,10 +157,11 @@ class _Library:
             ) from None
         self.lib = self.api.PyKCS11Lib()
         self.module = module
+        path = os.path.realpath(module)  # once: a link of somebody else's leads elsewhere the next time
         if os.getuid() == 0:  # also while root works as somebody else: a module could take root back
-            _check_is_roots(module)
+            _check_is_roots(path)
         try:
-            self.lib.load(os.path.realpath(module))
+            self.lib.load(path)
         except self.api.PyKCS11Error as error:
             if error.value == NOT_LOADED:
                 raise KeyStoreError(f"{module} is no PKCS #11 module", path=module, hint=f"ls -l {module}") from None
@@ -170,9 +171,8 @@ class _Library:
 
 
 def _check_is_roots(module: str) -> None:
-    """Raise KeyFileError unless root alone can say what the module holds. Looked at where no link is left to be changed."""
-    path = Path(os.path.realpath(module))
-    for each in (path, *path.parents):
+    """Raise KeyFileError unless root alone can say what the module holds. ``module`` is a path without links."""
+    for each in (Path(module), *Path(module).parents):
         try:
             found = each.stat()
         except OSError as error:
