@@ -6,12 +6,14 @@ import json
 import os
 import secrets
 import time
+from contextlib import suppress
 from typing import Any
 
 import pytest
 from django.db import OperationalError, connection
 
 from fleet.support import Reply, exchange
+from pi_agent.errors import ConflictError
 from pi_agent.fleet import access, audit, changes, database, output
 from pi_agent.fleet.asgi import Application
 from pi_agent.fleet.audit import Actor
@@ -253,20 +255,77 @@ def test_many_are_changed_in_steps(app: Application, monkeypatch: pytest.MonkeyP
     assert AuditEvent.objects.filter(action="device.approve").count() == 4 and audit.verify() is None
 
 
-def test_a_change_that_the_database_ends_says_how_far_it_came(
-    app: Application, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(("failures", "status", "approved"), [(2, 200, 5), (3, 409, 2)])
+def test_a_step_that_fails_is_tried_again(
+    app: Application, monkeypatch: pytest.MonkeyPatch, failures: int, status: int, approved: int
 ) -> None:
-    """What was done by then is done, and told; the others are as they were."""
+    """A database that is only busy is asked again; where it stays so, the answer says how far the change came."""
     monkeypatch.setattr(changes, "BATCH", 2)
     devices(5)
+    record, left = audit.record, [failures]
 
-    def fail(since: float, share: int) -> None:
+    def sometimes(events: Any, **more: Any) -> None:
+        if Device.objects.filter(status="approved").count() > 2 and left[0]:
+            left[0] -= 1
+            raise OperationalError("database is locked")
+        record(events, **more)
+
+    monkeypatch.setattr(audit, "record", sometimes)
+    reply = post(app, "approve", query="id:*", max=5, reason="all")
+    assert (reply.status, Device.objects.filter(status="approved").count()) == (status, approved)
+    assert status == 200 or "when 2 of 5 devices were approved" in reply.json["detail"]
+    assert AuditEvent.objects.filter(action="device.approve").count() == approved and audit.verify() is None
+
+
+def test_who_decides_between_two_steps_has_decided(app: Application, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An approval of many, which also takes back rejections, takes back none that came while it was under way."""
+    monkeypatch.setattr(changes, "BATCH", 2)
+    last = sorted(devices(3), key=lambda device: device.client_id)[-1]
+
+    def reject(since: float, share: int) -> None:
+        Device.objects.filter(pk=last.pk).update(status="rejected")
+
+    monkeypatch.setattr(database, "give_way", reject)
+    done = post(app, "approve", query="id:*", max=3, reason="all").json
+    last.refresh_from_db()
+    assert (done["count"], done["stays"], last.status) == (2, {"rejected": 1}, "rejected")
+
+
+def test_one_change_of_many_at_a_time(app: Application, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another one is told to come back, and has changed nothing; one of few goes on."""
+    monkeypatch.setattr(changes, "BATCH", 2)
+    devices(3)
+    answers: list[object] = []
+
+    def meanwhile(since: float, share: int) -> None:
+        one = Device.objects.order_by("client_id").first()
+        assert one is not None
+        with suppress(ConflictError):
+            changes.tag(
+                changes.Chosen("id:*", most=9), add=["x"], remove=[], reason="", actor=Actor("b", "test"), now=1
+            )
+            answers.append("both")
+        few = changes.Chosen(f"id:{one.client_id}", most=9)
+        answers.append(changes.tag(few, add=["y"], remove=[], reason="", actor=Actor("b", "test"), now=1).count)
+
+    monkeypatch.setattr(database, "give_way", meanwhile)
+    assert post(app, "approve", query="id:*", max=3, reason="all").json["count"] == 3
+    assert (answers, list(DeviceTag.objects.values_list("tag", flat=True))) == ([1], ["y"])
+    monkeypatch.setattr(database, "give_way", lambda since, share: None)
+    assert post(app, "tag", query="id:*", max=3, add=["x"], reason="").json["count"] == 3
+
+
+def test_under_a_key_the_database_fails_as_a_whole(app: Application, monkeypatch: pytest.MonkeyPatch) -> None:
+    """503, and nothing has changed: it is one transaction, however many steps it would be without the key."""
+    monkeypatch.setattr(changes, "BATCH", 2)
+    devices(3)
+
+    def fail(*events: Any, **more: Any) -> None:
         raise OperationalError("the disk is full")
 
-    monkeypatch.setattr(database, "give_way", fail)
-    reply = post(app, "approve", query="id:*", max=5, reason="all")
-    assert reply.status == 409 and "when 2 of 5 devices were approved" in reply.json["detail"]
-    assert Device.objects.filter(status="approved").count() == 2
+    monkeypatch.setattr(audit, "record", fail)
+    reply = post(app, "approve", {"idempotency-key": "k3"}, query="id:*", max=3, reason="all")
+    assert (reply.status, Device.objects.filter(status="approved").count()) == (503, 0)
 
 
 def test_what_is_done_once_is_done_in_one_step(app: Application, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -117,6 +117,12 @@ def test_a_device_is_called_something_else(live: LiveFleet) -> None:
     assert live.cli("rename", "id:*", "x").returncode == 6
 
 
+def test_a_reason_without_quotes_is_no_query(live: LiveFleet) -> None:
+    """It would be about other devices than were meant."""
+    done = live.cli("revoke", "model:2b", "--reason", "lost", "or", "stolen", "--yes", "--max", "9")
+    assert (done.returncode, done.stdout) == (2, "") and "unrecognized arguments: or stolen" in done.stderr
+
+
 def test_what_stays_as_it_is_is_told(live: LiveFleet) -> None:
     """With why, and 0 when all is as wished already; 6 when it is not and cannot be."""
     name = live.cli("devices", "model:2b", "-o", "name").stdout.strip()

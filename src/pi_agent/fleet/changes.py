@@ -15,13 +15,15 @@ import functools
 import hashlib
 import json
 import operator
+import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from django.db import DatabaseError, connection, transaction
+from django.db import DatabaseError, OperationalError, connection, transaction
 from django.db.models import Count, Exists, Max, OuterRef, Q, QuerySet
 
 from pi_agent import query as query_language
@@ -38,6 +40,7 @@ MAX_TAG = MAX_NAME = 64
 PREVIEW_SECONDS = 3600
 ANY_VERSION = "*"  # RFC 9110 section 13.1.1: of whatever is there
 BATCH = 500
+STEP_TRIES = 3
 TAGGED, ROTATION, NAMED = "tagged", "asked for a new key", "named so"  # what becomes of a device whose status stays
 TURNED_AWAY = ("rejected", "quarantined", "revoked")
 
@@ -203,7 +206,7 @@ def act(name: str, chosen: Chosen, *, reason: str, actor: Actor, now: int) -> Ch
         Device.objects.filter(pk__in=[row.pk for row in willing]).update(**values)
         return willing, [{"from": row.status, "to": action.target, "reason": reason} for row in willing]
 
-    return _change(f"device.{name}", action.target, chosen, edit, actor=actor, now=now)
+    return _change(f"device.{name}", action.target, chosen, edit, actor=actor, now=now, decides=True)
 
 
 def rotate_keys(chosen: Chosen, *, reason: str, actor: Actor, now: int) -> Change:
@@ -313,50 +316,84 @@ def _action(name: str) -> Action:
 Edit = Callable[[list[Device]], tuple[list[Device], list[dict[str, object]]]]
 
 
-def _change(event: str, what: str, chosen: Chosen, edit: Edit, *, actor: Actor, now: int) -> Change:
+def _change(
+    event: str, what: str, chosen: Chosen, edit: Edit, *, actor: Actor, now: int, decides: bool = False
+) -> Change:
     target = chosen.resolve(now)
     done = _Tally()
     one_step = connection.in_atomic_block
 
-    def step(keys: Sequence[int]) -> None:
-        rows = with_parts(Device.objects.filter(pk__in=keys).order_by("client_id").select_for_update())
-        changed, details = edit(rows)
+    def step(some: Sequence[tuple[int, str]]) -> None:
+        held = dict(some)
+        rows = with_parts(Device.objects.filter(pk__in=held).order_by("client_id").select_for_update())
+        if decides:  # about a device of which somebody else has decided meanwhile, nothing more
+            changed, details = edit([row for row in rows if row.status == held[row.pk]])
+        else:
+            changed, details = edit(rows)
         events = [Event(event, row.client_id, detail=detail) for row, detail in zip(changed, details, strict=True)]
         audit.record(events, actor=actor, now=now)
         done.add(rows, changed)
 
-    begun = time.monotonic()
-    try:
-        with transaction.atomic():
-            keys = _hold(target, chosen)
-            if one_step and len(keys) > MAX_IDS:
-                raise ConflictError(
-                    f"{len(keys)} devices are changed in steps, which an Idempotency-Key cannot make one",
-                    hint=f"leave it out, or name the devices by ids, at most {MAX_IDS} at a time",
-                )
-            step(keys[:BATCH])
-    except ConflictError as error:
-        detail = {"query": target.text[:500], "max": chosen.most, "why": str(error)}
-        audit.record([Event(event, "", "refused", detail)], actor=actor, now=now)
-        raise
-    try:
-        for start in range(BATCH, len(keys), BATCH):
-            if not one_step:
-                database.give_way(begun, share=1)
-            begun = time.monotonic()
+    with ExitStack() as stack:
+        begun = time.monotonic()
+        try:
             with transaction.atomic():
-                step(keys[start : start + BATCH])
-    except DatabaseError as error:
-        database.give_up(error)
-        raise ConflictError(
-            f"the database failed when {done.count} of {len(keys)} devices were {what}; the others are as they were",
-            hint="look at them again, and do the rest",
-        ) from error
+                keys = _hold(target, chosen)
+                if len(keys) > BATCH and not one_step:
+                    stack.enter_context(_the_only_large_one())
+                if len(keys) > MAX_IDS and one_step:
+                    raise ConflictError(
+                        f"{len(keys)} devices are changed in steps, which an Idempotency-Key cannot make one",
+                        hint=f"leave it out, or name the devices by ids, at most {MAX_IDS} at a time",
+                    )
+                step(keys[: len(keys) if one_step else BATCH])
+        except ConflictError as error:
+            detail = {"query": target.text[:500], "max": chosen.most, "why": str(error)}
+            audit.record([Event(event, "", "refused", detail)], actor=actor, now=now)
+            raise
+        for start in range(BATCH, 0 if one_step else len(keys), BATCH):
+            database.give_way(begun, share=1)
+            begun = time.monotonic()
+            try:
+                _persistently(step, keys[start : start + BATCH])
+            except DatabaseError as error:
+                database.give_up(error)
+                raise ConflictError(
+                    f"the database failed when {done.count} of {len(keys)} devices were {what}; the others are as they were",
+                    hint="look at them again, and do the rest",
+                ) from error
     until = done.until if what in TURNED_AWAY else 0
     stays = (
         done.stays if what not in (TAGGED, NAMED) else {what: len(keys) - done.count} if len(keys) > done.count else {}
     )
     return Change(target.meaning, what, len(keys), done.count, done.shown, "", until or None, stays)
+
+
+_LARGE = threading.Lock()
+
+
+@contextmanager
+def _the_only_large_one() -> Iterator[None]:
+    """One change in steps at a time: it holds one of the few threads for changes, and others want to revoke something."""
+    if not _LARGE.acquire(blocking=False):
+        raise ConflictError("another change of many devices is under way", hint="try again when it is done")
+    try:
+        yield
+    finally:
+        _LARGE.release()
+
+
+def _persistently(step: Callable[[Sequence[tuple[int, str]]], None], keys: Sequence[tuple[int, str]]) -> None:
+    """One step in a transaction, tried again where the database was only busy or gone for a moment."""
+    for tries_left in reversed(range(STEP_TRIES)):
+        try:
+            with transaction.atomic():
+                step(keys)
+            return
+        except OperationalError as error:
+            if not tries_left:
+                raise
+            database.give_up(error)
 
 
 @dataclass(slots=True)
@@ -375,16 +412,19 @@ class _Tally:
         self.stays += Counter(row.status for row in rows) - Counter(row.status for row in changed)
 
 
-def _hold(target: Target, chosen: Chosen) -> list[int]:
-    """The devices by their row ids, held until the transaction ends. Raises ConflictError unless they are what was promised."""
+def _hold(target: Target, chosen: Chosen) -> list[tuple[int, str]]:
+    """The devices by row id, with their status, held until the transaction ends.
+
+    Raises ConflictError unless they are what was promised.
+    """
+    most = chosen.most
+    if most is None:
+        most = len(chosen.ids) or (target.rows.count() if chosen.selection else 1)
+    keys = list(target.rows.select_for_update().values_list("pk", "status")[: most + 1])
     if chosen.selection and target.selection() != chosen.selection:
         raise ConflictError(
             "the devices are not the ones that were shown", hint="look at them again; nothing has changed"
         )
-    most = chosen.most
-    if most is None:
-        most = len(chosen.ids) or (target.rows.count() if chosen.selection else 1)
-    keys = list(target.rows.select_for_update().values_list("pk", flat=True)[: most + 1])
     if len(keys) > most:
         raise ConflictError(
             f"{target.rows.count()} devices match, more than {most}", hint="look at them first, then raise --max"

@@ -141,11 +141,11 @@ class _Parser(argparse.ArgumentParser):
 
     def parse_known_args(self, *given: Any, **options: Any) -> Any:
         """As argparse does it, which of the words of a query finds only those that stand together; the others may stand
-        after an option.
+        after an option. Not where something is changed: there they may be the rest of a reason without quotes.
         """
         arguments, rest = super().parse_known_args(*given, **options)
         query = getattr(arguments, "query", None)
-        if not isinstance(query, list) or any(word.startswith("-") for word in rest):
+        if not isinstance(query, list) or hasattr(arguments, "reason") or any(word.startswith("-") for word in rest):
             return arguments, rest
         arguments.query = query + rest
         return arguments, []

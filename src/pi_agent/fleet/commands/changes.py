@@ -14,7 +14,7 @@ import sys
 import time
 from typing import Any
 
-from pi_agent.errors import ConflictError, UsageError
+from pi_agent.errors import ConflictError, PiAgentError, UsageError
 from pi_agent.fleet import client, output
 from pi_agent.fleet.commands.common import command, confirmed, count, fleet_of, is_term, say
 from pi_agent.fleet.progress import Progress
@@ -181,22 +181,22 @@ def _in_steps(
             "the devices are not the ones that were shown", hint="look at them again; nothing has changed"
         )
     members = {name: value for name, value in request.items() if name != "query"} | {"reason": arguments.reason}
-    done, unknown = 0, []
+    done, unknown = 0, set()
     try:
         with Progress(arguments.action, len(ids)) as progress:
             for start in range(0, len(ids), STEP):
                 step = ids[start : start + STEP]
                 change = fleet.post(path, members | {"ids": step})
                 done += change["count"]
-                unknown += change["unknown"]
+                unknown |= set(change["unknown"])
                 progress.add(len(step))
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, PiAgentError):
         say(f"interrupted: {count(done)} {preview['status']}, the others are as they were")
         raise
     say(f"{count(done)} {preview['status']}")
     if unknown:
-        say(f"{count(len(unknown))} not there any more: {' '.join(unknown[:SHOWN])}")
-    summary = {"schema": "pi-fleet.change/1", "matched": len(ids) - len(unknown), "unknown": unknown}
+        say(f"{count(len(unknown))} not there any more: {' '.join(sorted(unknown)[:SHOWN])}")
+    summary = {"schema": "pi-fleet.change/1", "matched": len(ids) - len(unknown), "unknown": sorted(unknown)}
     summary |= {"status": preview["status"], "count": done}
     left = [one for one in ids if one not in unknown]
     sys.stdout.write(json.dumps(summary, indent=2) + "\n" if arguments.json else "".join(f"{one}\n" for one in left))
