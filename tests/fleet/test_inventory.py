@@ -79,6 +79,18 @@ def test_hosts_and_groups(live: LiveFleet, tmp_path: Path) -> None:
     assert {"memory_1gb", "status_pending"} <= set(found)
 
 
+def test_no_name_is_taken_for_another_device(live: LiveFleet, tmp_path: Path) -> None:
+    """A device that is called like the id of another has a host of its own, by its own id."""
+    first = enroll(live, "the name of no host", serial="00000000000000d1")
+    second = enroll(live, first, serial="00000000000000d2")
+    done = ansible(live, tmp_path, "ansible-inventory", "--list")
+    assert done.returncode == 0, done.stderr
+    hosts = json.loads(done.stdout)["_meta"]["hostvars"]
+    serials = [plain(hosts[name]["pi_serial"]) for name in (first, second)]
+    assert serials == ["00000000000000d1", "00000000000000d2"]
+    assert "ansible_host" not in hosts[first] | hosts[second]
+
+
 def test_d07_what_a_device_says_is_no_template(live: LiveFleet, tmp_path: Path) -> None:
     """A version that names a command is printed as it is, and nothing runs on the operator's machine."""
     words = "{{lookup('pipe','touch ran')}}"

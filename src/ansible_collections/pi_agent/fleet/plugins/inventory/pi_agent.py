@@ -49,7 +49,8 @@ options:
     default: ""
 """
 COLUMNS = "id,name,model,memory,serial,revision,soc,maker,status,auth,late,key,agent,tag,simulated"
-HOST = re.compile(r"[A-Za-z0-9]([A-Za-z0-9.-]{0,61}[A-Za-z0-9])?", re.ASCII)
+ID = r"pi-[0-9a-f]{16}"  # no name: it could be another device's, of this query or not
+HOST = re.compile(rf"(?!{ID}\Z)[A-Za-z0-9]([A-Za-z0-9.-]{{0,61}}[A-Za-z0-9])?", re.ASCII)
 
 
 class InventoryModule(BaseInventoryPlugin, Constructable):  # type: ignore[misc]  # their types are not known here
