@@ -97,3 +97,25 @@ def test_an_address_for_forms_has_a_way_back(browser: Browser, path: str) -> Non
     reply = browser.get(path)
     assert (reply.status, reply.headers["allow"]) == (405, "POST")
     assert "only takes what a form sends" in browser.page and 'href="/devices"' in browser.page
+
+
+@pytest.mark.parametrize("path", ["/devices/\0", "/devices?query=%00", "/sign-in?next=%00"])
+def test_d08_a_nul_in_an_address_is_refused_with_the_headers_of_a_page(browser: Browser, path: str) -> None:
+    """The browser sees to the headers, as on every answer."""
+    assert browser.get(path).status == 400
+
+
+@pytest.mark.parametrize(
+    ("path", "fields"),
+    [
+        ("/devices/act", {"id": "x\0y", "action": "approve"}),
+        ("/devices/act", {"query": "@\0", "action": "approve"}),
+        ("/views", {"name": "\0", "query": "model:2b"}),
+        *[("/settings", {name: "a\0b"}) for name in ("remove", "revoke", "forget", "token")],
+    ],
+)
+def test_a_nul_in_a_form_is_refused_before_the_database_is(browser: Browser, path: str, fields: dict[str, str]) -> None:
+    """PostgreSQL takes none in a text, and SQLite would look for it: 400 on both."""
+    browser.get("/devices")
+    assert browser.post(path, **fields).status == 400
+    assert "made no sense" in browser.page

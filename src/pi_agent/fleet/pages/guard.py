@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import Any
 from urllib.parse import urlencode
 
+from django.core.exceptions import BadRequest
 from django.http import HttpRequest, HttpResponseBase
 from django.shortcuts import redirect, render
 
@@ -33,6 +34,8 @@ def page(role: str, *, change: str = "") -> Callable[[View], View]:
             needed = change if change and request.method == "POST" else role
             if not caller.may(needed):
                 return _refuse(request, caller, needed)
+            if any("\0" in text for _, texts in request.POST.lists() for text in texts):
+                raise BadRequest("a NUL, which no text here has and PostgreSQL refuses")
             request.caller = caller  # type: ignore[attr-defined]  # read by the view and the templates
             return view(request, *args, **kwargs)
 

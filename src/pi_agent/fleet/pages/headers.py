@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from django.core.exceptions import BadRequest
 from django.http import HttpRequest, HttpResponseBase
+
+from pi_agent.fleet.pages.views import error_page
 
 POLICY = "default-src 'self'; script-src 'self'; object-src 'none'; base-uri 'none'; form-action 'self'; frame-ancestors 'none'"
 
@@ -16,9 +17,10 @@ def security_headers(
     """Django middleware. A page that shows a device is for the person who asked, so nothing is kept by a cache."""
 
     def respond(request: HttpRequest) -> HttpResponseBase:
-        if "\0" in request.path or "%00" in request.META["QUERY_STRING"]:
-            raise BadRequest("a NUL, which no text here has and PostgreSQL refuses")
-        response = get_response(request)
+        nul = (
+            "\0" in request.path or "%00" in request.META["QUERY_STRING"]
+        )  # no text here has one; PostgreSQL refuses it
+        response = error_page(request, 400) if nul else get_response(request)
         response.headers.setdefault("Content-Security-Policy", POLICY)
         response.headers.setdefault("X-Frame-Options", "DENY")
         response.headers.setdefault("Cache-Control", "no-store")
