@@ -18,7 +18,7 @@ import pytest
 from device.registrar import Registrar, registering
 from device.resident import Agent, Authority, Home, a_home, an_authority, refusal, until
 from device.servers import reply
-from pi_agent import __version__
+from pi_agent import __version__, client
 from pi_agent.device import cli, files, identity
 from pi_agent.device.cli import COMMANDS, main
 from pi_agent.device.commands import setup
@@ -414,6 +414,26 @@ def test_a_refresh_that_is_refused_is_4_though_the_token_is_good(agent: Agent, a
     authority.answer = lambda number: refusal("invalid_grant", error_description="this device was revoked")
     code, _, err = say("refresh")
     assert (code, say("token")[0]) == (4, 0) and "token ok" in err and "this device was revoked" in err
+
+
+def test_refresh_tells_of_the_token_that_was_asked_for(say: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Scopes are the same in any order, what is not named is as configured, and a token that came and went is one."""
+
+    def slot(audience: str, scope: str, outcome: str) -> dict[str, str]:
+        return {"audience": audience, "scope": scope, "outcome": outcome, "message": outcome}
+
+    tokens = [
+        slot("", "b a", "token"),
+        slot("x", "admin", "refused"),
+        slot("x", "b a", "failed"),
+        slot("", "c d", "failed"),
+    ]
+    monkeypatch.setattr(client, "renew", lambda **_: "t")
+    monkeypatch.setattr(client, "ask", lambda *_, **__: {"sentence": "as configured", "tokens": tokens})
+    assert say("refresh") == say("refresh", "--scope", "a b") == (0, "", "as configured\n")
+    assert say("refresh", "--audience", "x")[0] == say("refresh", "--scope", "d c")[0] == 5
+    assert say("refresh", "--audience", "x", "--scope", "admin")[0] == 4
+    assert say("refresh", "--audience", "gone") == (0, "", "token ok\n")
 
 
 def test_d07_what_a_server_says_is_harmless_in_every_command(agent: Agent, authority: Authority, say: Any) -> None:

@@ -160,6 +160,17 @@ def test_a_user_who_takes_all_slots_crowds_nobody_out() -> None:
     assert (shares, more[-1]) == ([8, 7], None)
 
 
+def test_another_configured_token_takes_the_first_place() -> None:
+    """Whether somebody has asked for it before or not: ``status`` and ``refresh`` find it there."""
+    tokens = Tokens("", "", 0.0)
+    asked = tokens.find("https://asked.example", "", 1.0)
+    tokens.change("https://new.example", "", 2.0)
+    assert [slot.audience for slot in tokens] == ["https://new.example", "", "https://asked.example"]
+    tokens.change("https://asked.example", "", 3.0)
+    assert tokens.default is asked
+    assert [slot.audience for slot in tokens] == ["https://asked.example", "https://new.example", ""]
+
+
 def test_the_same_scopes_are_the_same_token(pi: Living) -> None:
     """In whatever order, and however often each is named (RFC 6749 section 3.3)."""
     pi.configure('[token]\nscope = "write read"\n', "config.d/10-scope.toml")

@@ -33,14 +33,14 @@ class Wish:
 
     def __init__(self, query: dict[str, str]) -> None:
         self.audience = query.get("audience")  # None: the configured one
-        self.scope = in_order(query["scope"]) if "scope" in query else None
+        self.scope = query.get("scope")
         seconds = query.get("min_valid", str(MIN_VALID)), query.get("wait", "0")
         self.problem = ""
         if not all(text.isascii() and text.isdigit() and len(text) <= 6 for text in seconds):
             self.problem = "min_valid and wait are whole numbers of seconds"
             return
         self.min_valid, self.wait = int(seconds[0]), min(int(seconds[1]), LONGEST_WAIT)
-        audience, scope = self.audience or "", query.get("scope", "")
+        audience, scope = self.audience or "", self.scope or ""
         if len(audience) > 512 or len(scope) > 512 or any(character.isspace() for character in audience):
             self.problem = "audience is one name without spaces; audience and scope have at most 512 characters"
 
@@ -48,6 +48,12 @@ class Wish:
 def in_order(scope: str) -> str:
     """The same for the same scopes, in whatever order and however often they are named (RFC 6749 section 3.3)."""
     return " ".join(sorted(set(scope.split())))
+
+
+def chosen(configured: tuple[str, str], audience: str | None, scope: str | None) -> tuple[str, str]:
+    """Audience and scope of the slot that a caller means: what it does not name is as configured."""
+    is_configured = scope is None or in_order(scope) == in_order(configured[1])
+    return configured[0] if audience is None else audience, configured[1] if is_configured else in_order(scope or "")
 
 
 def respond(agent: Agent, request: Request, peer: Peer, now: float, until: float) -> bytes | float:
@@ -74,9 +80,8 @@ def _respond_token(agent: Agent, request: Request, peer: Peer, now: float, until
     if wish.problem:
         return _refuse(request, 400, wish.problem)
     default = agent.tokens.default
-    audience = default.audience if wish.audience is None else wish.audience
-    scope = default.scope if wish.scope is None or wish.scope == in_order(default.scope) else wish.scope
     configured = (default.audience, default.scope)
+    audience, scope = chosen(configured, wish.audience, wish.scope)
     if why := allow.refusal(agent.rules, peer, audience, scope, default=configured, own_uid=agent.uid):
         return _refuse(request, 403, why, hint=ALLOW_HINT, reason="local.allow")
     slot = agent.tokens.find(audience, scope, now, peer.uid)

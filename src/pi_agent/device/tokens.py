@@ -141,7 +141,7 @@ class Tokens:
         """Another configured token: it takes the first place, and the old one stays only if it is asked for."""
         if (audience, scope) != (self.default.audience, self.default.scope):
             slot = self._slots.get((audience, scope)) or Slot(audience, scope, now)
-            self.default = self._slots[audience, scope] = slot
+            self.default, self._slots = slot, {(audience, scope): slot} | self._slots
 
     def each(self, action: Callable[[Slot], None]) -> None:
         for slot in list(self._slots.values()):

@@ -6,6 +6,7 @@ import argparse
 import sys
 
 from pi_agent import client
+from pi_agent.device import api
 
 HELP = "fetch a new token now"
 EXIT_CODES = {"pending": 4, "refused": 4, "failed": 5}
@@ -25,10 +26,9 @@ def run(args: argparse.Namespace) -> int:
     """0, 4 or 5 by how the attempt went. Raises AgentError (4) and TransportError (5) when there is no token at all."""
     client.renew(audience=args.audience, scope=args.scope, runtime=args.runtime, timeout=args.timeout)
     status = client.ask("/v1/status", runtime=args.runtime)
-    asked = next(
-        token
-        for token in status["tokens"]
-        if args.audience in (None, token["audience"]) and args.scope in (None, token["scope"])
-    )
-    sys.stderr.write(f"{status['sentence'] if asked is status['tokens'][0] else asked['message'] or 'token ok'}\n")
+    default = status["tokens"][0]
+    audience, scope = api.chosen((default["audience"], default["scope"]), args.audience, args.scope)
+    found = (each for each in status["tokens"] if (each["audience"], each["scope"]) == (audience, scope))
+    asked = next(found, {"message": "", "outcome": "token"})  # it came, and was let go for somebody else's since
+    sys.stderr.write(f"{status['sentence'] if asked is default else asked['message'] or 'token ok'}\n")
     return EXIT_CODES.get(asked["outcome"], 0)
