@@ -9,10 +9,11 @@ import re
 from urllib.parse import urlencode, urlsplit
 
 import pytest
+from django.db import OperationalError
 
 from fleet.browser import Browser, link, take
 from fleet.support import BOARD, Pi, ask, exchange, register
-from pi_agent.fleet import access
+from pi_agent.fleet import access, audit
 from pi_agent.fleet.asgi import Application
 from pi_agent.fleet.audit import Actor
 from pi_agent.fleet.models import AuditEvent, Device, SignInLink
@@ -94,6 +95,20 @@ def test_d05_signing_out_ends_the_session(browser: Browser) -> None:
     before = dict(browser.cookies)
     assert browser.post("/sign-out").status == 302
     assert AuditEvent.objects.get(action="operator.sign-out").actor == "alice"
+    browser.cookies = before
+    assert browser.get("/devices").status == 302
+
+
+def test_d05_signing_out_needs_no_line_in_the_log(browser: Browser, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The session ends, too, when the log is busy for longer than anybody waits."""
+
+    def busy(*lines: object, **by: object) -> None:
+        raise OperationalError("the log is locked")
+
+    browser.get("/devices")
+    before = dict(browser.cookies)
+    monkeypatch.setattr(audit, "record", busy)
+    assert browser.post("/sign-out").status == 302
     browser.cookies = before
     assert browser.get("/devices").status == 302
 

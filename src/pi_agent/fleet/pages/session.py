@@ -10,13 +10,14 @@ from urllib.parse import urlencode
 from django.conf import settings
 from django.contrib.auth import login, logout
 from django.contrib.auth.models import User
+from django.db import DatabaseError
 from django.http import HttpRequest, HttpResponse, HttpResponseRedirect
 from django.shortcuts import redirect, render
 from django.utils.encoding import iri_to_uri
 from django.utils.http import url_has_allowed_host_and_scheme
 from django.views.decorators.http import require_POST
 
-from pi_agent.fleet import access, audit
+from pi_agent.fleet import access, audit, database
 from pi_agent.fleet.asgi import source_of
 from pi_agent.fleet.audit import Actor, Event
 from pi_agent.fleet.rates import Rate
@@ -88,7 +89,11 @@ def _inside(wanted: str) -> str:
 @require_POST
 def sign_out(request: HttpRequest) -> HttpResponse:
     now = int(time.time())
-    if caller := access.caller_of(request, now):
-        audit.record([Event("operator.sign-out")], actor=caller.actor, now=now)
+    caller = access.caller_of(request, now)
     logout(request)
+    if caller:
+        try:
+            audit.record([Event("operator.sign-out")], actor=caller.actor, now=now)
+        except DatabaseError as error:  # the log is busy; the session has ended all the same
+            database.give_up(error)
     return redirect("/sign-in")
