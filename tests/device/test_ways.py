@@ -153,6 +153,29 @@ os._exit(7)
         assert seen.read_text().count("token-") == 1
 
 
+def test_exec_goes_on_after_a_ctrl_c_that_its_program_survives(pi: Living) -> None:
+    """SIGINT is the program's to take or to leave: when it goes on, it is still started again with the next token."""
+    pi.answers.now = numbered(life=4)
+    seen = pi.home / "seen"
+    script = f"""
+import os, signal, time
+def tell(word): open({str(seen)!r}, "a").write(word + chr(10))
+signal.signal(signal.SIGINT, lambda *_: tell("told"))
+tell(os.environ["PI_AGENT_TOKEN"])
+while True: time.sleep(0.1)
+"""
+    with pi.running():
+        pi.state("ok")
+        runner = subprocess.Popen(pi.command("exec", "--min-valid", "1", "--", sys.executable, "-c", script))
+        eventually(lambda: seen.exists() and "token-" in seen.read_text(), "a start")
+        runner.send_signal(signal.SIGINT)
+        try:
+            eventually(lambda: "token-" in seen.read_text().partition("told")[2], "a restart")
+        finally:
+            runner.terminate()
+        assert runner.wait(10) == 128 + 15
+
+
 def test_exec_tells_its_program_of_a_new_token(pi: Living) -> None:
     """``--fd --on-rotation USR1``: the same process hears a signal, and reads the new token where the old one was."""
     pi.answers.now = numbered(life=10)

@@ -52,7 +52,8 @@ def run(args: argparse.Namespace) -> int:
 
 class Runner:
     """One program and its token. ``self._held`` is a memory file with the token, or -1; ``self._ending`` the signal that is to
-    end us, or 0: from then on no program is started, whatever becomes of the token.
+    end us, or 0: from then on no program is started, whatever becomes of the token. A SIGINT that the program has survived
+    when there is a new token was not the end.
     """
 
     _child: subprocess.Popen[bytes]
@@ -120,6 +121,8 @@ class Runner:
         if self._held >= 0:
             self._fill(access_token)
         if self._rotation == "restart":
+            if self._ending == signal.SIGINT and self._child.poll() is None:
+                self._ending = 0
             if not self._ending:
                 self._end()
             if not self._ending:  # nor has it come in the meantime
