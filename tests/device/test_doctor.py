@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import grp
 import json
 import os
 import socket
+import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,6 +16,8 @@ import pytest
 from device.conftest import needs_root
 from device.living import Living, living
 from device.servers import Authority, Request, Script, reply, token
+from pi_agent.device import config, preparation
+from pi_agent.errors import ConfigError
 
 QUICK = "from pi_agent.device import transport; transport.DEADLINE = 1.0"
 ORDER = "config board identity key clock dns tcp tls metadata token socket sandbox flash".split()  # noqa: SIM905
@@ -71,6 +75,24 @@ def test_a_group_that_the_agent_is_not_in(pi: Living) -> None:
     assert (name, "nobody is not in the group daemon" in text) == ("config", True)
     assert hint.startswith("sudo usermod -aG daemon nobody; ")
     assert pi.run("config", "check").returncode == 2
+
+
+@needs_root
+def test_only_root_and_the_agent_can_tell_whether_it_is_in_the_group() -> None:
+    """Somebody else, who checks the settings, is not told to join; a user without a name is told by number."""
+    with tempfile.TemporaryDirectory() as folder:  # below pytest's own folders nobody else can even look
+        Path(folder).chmod(0o755)
+        os.chown(folder, 54321, 54321)
+        flags = {"config": "/dev/null", "state": folder}
+        settings = config.load(flags, {"PI_AGENT_LOCAL_GROUP": "daemon"})
+        with pytest.raises(ConfigError, match="uid 54321 is not in the group daemon") as caught:
+            preparation.socket_gid(settings)
+        assert "--group-add" in str(caught.value.hint)
+        os.seteuid(65534)
+        try:
+            assert preparation.socket_gid(settings) == str(grp.getgrnam("daemon").gr_gid)
+        finally:
+            os.seteuid(0)
 
 
 def test_a_ca_file_that_cannot_be_read(tmp_path: Path) -> None:

@@ -110,19 +110,40 @@ def resolve(rule: config.AllowRule) -> allow.Rule:
 
 
 def socket_gid(settings: config.Settings) -> str:
-    """The number of ``local.group``, "" without one. Raises ConfigError when the agent's user may not give it anything."""
+    """The number of ``local.group``, "" without one. Raises ConfigError when the agent's user may not give it anything.
+
+    Who is neither root nor that user cannot tell.
+    """
     if not settings.local_group:
         return ""
-    gid = _gid(settings.local_group, settings.origins["local.group"])
+    origin = settings.origins["local.group"]
+    gid = _gid(settings.local_group, origin)
     with files.as_owner_of(settings.state):
-        if os.geteuid() != 0 and gid not in (os.getegid(), *os.getgroups()):
-            user = pwd.getpwuid(os.geteuid()).pw_name
-            raise ConfigError(
-                f"{settings.origins['local.group']}: {user} is not in the group {settings.local_group}, so it cannot give it anything",
-                key="local.group",
-                hint=f"sudo usermod -aG {settings.local_group} {user}; sudo systemctl restart pi-agent",
-            )
-    return str(gid)
+        uid = os.geteuid()
+        if uid == 0 or uid != _owner(settings.state) or gid in (os.getegid(), *os.getgroups()):
+            return str(gid)
+    name = _user_name(uid)
+    hint = f"sudo usermod -aG {settings.local_group} {name}; sudo systemctl restart pi-agent"
+    raise ConfigError(
+        f"{origin}: {name or f'uid {uid}'} is not in the group {settings.local_group}, so it cannot give it anything",
+        key="local.group",
+        hint=hint if name else f"a container gets it with --group-add {gid}",
+    )
+
+
+def _owner(directory: Path) -> int | None:
+    try:
+        return directory.stat().st_uid
+    except OSError:
+        return None
+
+
+def _user_name(uid: int) -> str:
+    """The user's name; "" for one without an entry, as in a container."""
+    try:
+        return pwd.getpwuid(uid).pw_name
+    except KeyError:
+        return ""
 
 
 def _sees_all_users() -> bool:
