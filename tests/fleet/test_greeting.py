@@ -5,6 +5,7 @@ from __future__ import annotations
 import ipaddress
 import os
 import pwd
+import shlex
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -16,6 +17,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from fleet.live import LiveFleet, run
+from pi_agent.errors import ConfigError
 from pi_agent.fleet import client, doctor, greeting, served
 from pi_agent.fleet.place import typed
 from pi_agent.fleet.settings import Settings
@@ -114,6 +116,29 @@ def test_a_database_that_is_named_is_believed(
     assert said in told and bool(said) == bool(told)
 
 
+@pytest.mark.parametrize(
+    ("other", "same"),
+    [
+        ("postgresql:///fleet?host=/run/b", False),
+        ("postgresql:///fleet?host=/run/a&port=5433", False),
+        ("postgresql://you@/fleet?sslmode=require&host=/run/a", True),
+    ],
+)
+def test_a_database_is_known_by_where_it_is(other: str, same: bool) -> None:
+    """Which may stand in the query, beside what makes no difference."""
+    assert served.same_database("postgresql://me@/fleet?host=/run/a&connect_timeout=3", other) == same
+
+
+def test_what_leads_to_the_database_can_be_typed(tmp_path: Path) -> None:
+    """A shell takes the whole address, although an & stands in it."""
+    url = "postgresql:///fleet?host=/run/a&port=5433"
+    served.note(Settings(data=tmp_path, database_url=url))
+    with pytest.raises(ConfigError) as caught:
+        served.adopted(Settings(data=tmp_path))
+    assert shlex.split(str(caught.value.hint))[0] == f"DATABASE_URL={url}"
+    assert f"DATABASE_URL='{url}' " in str(caught.value.hint)
+
+
 @pytest.mark.parametrize("text", ["", "{}", "[]", '{"issuer": 1, "database": "", "tls_cert": ""}'])
 def test_a_note_of_no_use_is_none(tmp_path: Path, text: str) -> None:
     """It helps where it can, and stops nobody where it cannot."""
@@ -143,6 +168,9 @@ def test_the_folder_remembers_its_server(tmp_path: Path) -> None:
         (["pi-fleet", "doctor"], "pi-fleet --data /d doctor"),
         (["/opt/pi-fleet/bin/pi-fleet", "--data=/d", "tag", "a b"], "/opt/pi-fleet/bin/pi-fleet --data=/d tag 'a b'"),
         (["-c", "serve", "--database=postgresql://me:secret@db/x"], "pi-fleet --data /d serve --database=postgresql://me@db/x"),
+        (["pi-fleet", "--database", "postgres://me:sec@ret@db/x"], "pi-fleet --data /d --database postgres://me@db/x"),
+        (["pi-fleet", "postgresql://me@db/x?a=1&password=secret&b=2"], "pi-fleet --data /d 'postgresql://me@db/x?a=1&password=...&b=2'"),
+        (["pi-fleet", "host=db password=secret"], "pi-fleet --data /d 'host=db password=...'"),
     ],
 )  # fmt: skip
 def test_a_command_line_is_shown_as_somebody_else_may_type_it(

@@ -35,5 +35,6 @@ def typed(data: Path) -> str:
     program = sys.argv[0] if Path(sys.argv[0]).name == "pi-fleet" else "pi-fleet"
     words = sys.argv[1:]
     named = any(word.partition("=")[0] == "--data" for word in words)
-    shown = [re.sub(r"(://[^/@:]*):[^/@]*@", r"\1@", word) for word in words]  # no password of a database
+    hidden = r"(://[^/@:]*):[^/]*(?=@)|(?<![^?&\s])(\w*password\w*=)[^&\s]*"  # a database's password
+    shown = [re.sub(hidden, lambda found: found[1] or f"{found[2]}...", word) for word in words]
     return shlex.join([program, *([] if named else ["--data", str(data)]), *shown])

@@ -7,15 +7,18 @@ from __future__ import annotations
 import contextlib
 import json
 import re
+import shlex
 import sys
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from urllib.parse import parse_qsl
 
 from pi_agent.errors import ConfigError
 from pi_agent.fleet.place import typed
 from pi_agent.fleet.settings import Settings
 
 NAME = "serving.json"
+WHERE = ("host", "hostaddr", "port", "dbname", "service")  # the parameters of libpq that lead to another database
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,8 +54,10 @@ def same_database(one: str, other: str) -> bool:
     return _place(one) == _place(other)
 
 
-def _place(name: str) -> str:
-    return re.sub(r"(?<=://)[^/?]*@|\?.*", "", name)
+def _place(name: str) -> tuple[str, list[tuple[str, str]]]:
+    """Without who asks, and how; ``postgresql:///fleet?host=/run/a`` has its server in the query."""
+    address, _, query = re.sub(r"(?<=://)[^/?]*@", "", name).partition("?")
+    return address, sorted(pair for pair in parse_qsl(query) if pair[0] in WHERE)
 
 
 def adopted(settings: Settings) -> Settings:
@@ -68,9 +73,9 @@ def adopted(settings: Settings) -> Settings:
             raise ConfigError(
                 f"the last server of {settings.data} used {before.database}, and no database is named here",
                 key="database_url",
-                hint=f"DATABASE_URL={before.database} {typed(settings.data)}; or write database_url into "
+                hint=f"DATABASE_URL={shlex.quote(before.database)} {typed(settings.data)}; or write database_url into "
                 f"{settings.data}/fleet.toml, which every command reads; if that database is given up: "
-                f"rm {settings.data / NAME}",
+                f"rm {shlex.quote(str(settings.data / NAME))}",
             )
         sys.stderr.write(
             f"the last server of {settings.data} used {before.database}; this is about {settings.database_name}\n"
