@@ -118,9 +118,10 @@ def socket_gid(settings: config.Settings) -> str:
         return ""
     origin = settings.origins["local.group"]
     gid = _gid(settings.local_group, origin)
+    owner = _owner(settings.state)
     with files.as_owner_of(settings.state):
         uid = os.geteuid()
-        if uid == 0 or uid != _owner(settings.state) or gid in (os.getegid(), *os.getgroups()):
+        if uid == 0 or uid != owner or gid in (os.getegid(), *os.getgroups()):
             return str(gid)
     name = _user_name(uid)
     hint = f"sudo usermod -aG {settings.local_group} {name}; sudo systemctl restart pi-agent"
