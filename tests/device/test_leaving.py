@@ -14,7 +14,7 @@ import pytest
 from device.living import Living, eventually, living, numbered
 from device.servers import Request, reply, token
 from pi_agent.device import frames, leaving
-from pi_agent.device.tokens import Tokens
+from pi_agent.device.tokens import FORGOTTEN_AFTER, MAX_SLOTS, MOST_LET_GO, NEVER, Tokens
 
 
 @pytest.fixture
@@ -88,6 +88,40 @@ def test_what_is_left_does_not_grow_for_ever() -> None:
         out.on_answer({"outcome": "failed", "message": "no"})
     out.begin(holding(), 2.0)
     assert len(out.next_batch().split()) == leaving.MOST_LEFT
+
+
+def test_a_token_that_made_room_or_was_forgotten_is_revoked_too() -> None:
+    """Also one that comes only after that, because a worker was out for it; what is over by then is not."""
+    names = [f"token-{number}" for number in range(MAX_SLOTS - 1)]
+    tokens = holding(*names)
+    in_flight = tokens.find("token-0", "", 0.0)
+    assert in_flight
+    in_flight.clear(0.0)
+    for number in (1, 2):  # of another user
+        tokens.find(f"another-{number}", "", 1.0, 1000)
+    in_flight.asked = 0.0
+    in_flight.keep({"head": '{"access_token": "late", ', "tail": "}", "expires_in": "100"}, 0.5)
+    tokens.sweep(2.0)
+    out = leaving.Leaving()
+    out.begin(tokens, 2.0)
+    assert sorted(out.next_batch().split()) == sorted([*names[1:], "late"])
+    tokens.each(lambda slot: slot.clear(NEVER))
+    again = leaving.Leaving()
+    again.begin(tokens, 3.0)
+    assert again.said == "nothing was held"
+
+
+def test_what_was_let_go_does_not_grow_for_ever() -> None:
+    """The oldest are given up, and those whose tokens are over first."""
+    tokens = holding("over")
+    tokens.sweep(FORGOTTEN_AFTER + 1.0)
+    assert not tokens.let_go
+    for number in range(MOST_LET_GO + 5):
+        slot = tokens.find(f"token-{number}", "", 0.0)
+        assert slot
+        slot.refresh_token = f"again-{number}"
+        tokens.sweep(FORGOTTEN_AFTER + 1.0)
+    assert [slot.refresh_token for slot in tokens.let_go] == [f"again-{number + 5}" for number in range(MOST_LET_GO)]
 
 
 def test_who_signs_in_again_meanwhile_is_not_signed_out_by_the_answer() -> None:

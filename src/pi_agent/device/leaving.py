@@ -29,8 +29,8 @@ class Leaving:
         self._problem = ""
 
     def begin(self, tokens: Tokens, now: float) -> None:
-        """Take down what is held now, and what was left over."""
-        held = [slot for slot in tokens if slot.left(now) > 0 or slot.refresh_token]
+        """Take down what is held now, what was let go while it was good, and what was left over."""
+        held = [slot for slot in (*tokens.let_go, *tokens) if slot.left(now) > 0 or slot.refresh_token]
         self._waiting += self._left
         self._left, self._problem = [], ""
         for slot in held:

@@ -16,7 +16,9 @@ if TYPE_CHECKING:
 
 MAX_SLOTS = 16
 NEVER = 1e12  # boot seconds that no board lives to see
+MOST_LET_GO = 64
 FORGOTTEN_AFTER = 3600.0
+LONGEST_FLIGHT = 60.0  # by then an attempt has come to something
 DEMAND_PAUSE = 10.0  # what callers ask for reaches the server at most this often per slot
 
 
@@ -45,6 +47,10 @@ class Slot:
     def left(self, now: float) -> int:
         """Whole seconds that the token is still good for; 0 or less when there is none."""
         return int(self.expires - now)
+
+    def may_hold(self, now: float) -> bool:
+        """It has what the server would take, or an attempt that is under way may bring that."""
+        return self.left(now) > 0 or bool(self.refresh_token) or now < self.asked + LONGEST_FLIGHT
 
     def answer(self, left: int) -> bytes:
         """The token answer (RFC 6749 section 5.1) with the seconds that are left now."""
@@ -90,11 +96,15 @@ class Slot:
 
 
 class Tokens:
-    """All slots. ``first`` is when the configured one is asked for."""
+    """All slots. ``first`` is when the configured one is asked for.
+
+    ``let_go`` are those that are kept no more while the server still takes their tokens: a sign-out revokes them, too.
+    """
 
     def __init__(self, audience: str, scope: str, first: float) -> None:
         self.default = Slot(audience, scope, first)
         self._slots = {(audience, scope): self.default}
+        self.let_go: list[Slot] = []
         self.rest = 0.0  # until then nothing is asked at all
 
     def __iter__(self):  # type: ignore[no-untyped-def]  # Iterator[Slot]; the word would need an import at run time
@@ -103,14 +113,14 @@ class Tokens:
     def find(self, audience: str, scope: str, now: float, uid: int = 0) -> Slot | None:
         """The slot, made for ``uid`` if there is none and room for it; None when there is no room."""
         slot = self._slots.get((audience, scope))
-        if slot is None and (len(self._slots) < MAX_SLOTS or self._make_room(uid)):
+        if slot is None and (len(self._slots) < MAX_SLOTS or self._make_room(uid, now)):
             slot = self._slots[audience, scope] = Slot(audience, scope, now)
             slot.uid = uid
         if slot is not None:
             slot.wanted = now
         return slot
 
-    def _make_room(self, uid: int) -> bool:
+    def _make_room(self, uid: int, now: float) -> bool:
         """Let go of the least wanted slot of whoever has most, as long as ``uid`` does not end up with more than they."""
         kept: dict[int, list[Slot]] = {uid: []}
         for slot in self._slots.values():
@@ -119,9 +129,12 @@ class Tokens:
         most = max(kept.values(), key=len)
         if len(most) < len(kept[uid]) + 2:
             return False
-        least = min(most, key=_wanted)
-        del self._slots[least.audience, least.scope]
+        self._let_go(min(most, key=_wanted), now)
         return True
+
+    def _let_go(self, slot: Slot, now: float) -> None:
+        del self._slots[slot.audience, slot.scope]
+        self.let_go = [each for each in (*self.let_go, slot) if each.may_hold(now)][-MOST_LET_GO:]
 
     def next_attempt(self) -> float:
         return max(self.rest, min(slot.next for slot in self._slots.values()))
@@ -133,9 +146,9 @@ class Tokens:
 
     def sweep(self, now: float) -> None:
         """Let go of slots that nobody asks for any more."""
-        for key, slot in list(self._slots.items()):
+        for slot in self:
             if slot is not self.default and now - slot.wanted > max(FORGOTTEN_AFTER, 2 * slot.life):
-                del self._slots[key]
+                self._let_go(slot, now)
 
     def change(self, audience: str, scope: str, now: float) -> None:
         """Another configured token: it takes the first place, and the old one stays only if it is asked for."""
@@ -144,7 +157,8 @@ class Tokens:
             self.default, self._slots = slot, {(audience, scope): slot} | self._slots
 
     def each(self, action: Callable[[Slot], None]) -> None:
-        for slot in list(self._slots.values()):
+        """Those let go, too."""
+        for slot in (*self, *self.let_go):
             action(slot)
 
 
