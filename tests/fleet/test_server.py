@@ -11,6 +11,7 @@ import socket
 import sqlite3
 import stat
 import subprocess
+import sys
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -220,6 +221,20 @@ def test_sigterm_ends_it_cleanly_and_nothing_secret_was_said(tmp_path: Path) -> 
     assert not (fleet.data / "fleet.sock").exists()
 
 
+EARLY = """
+import os, signal, sys
+class Reload:
+    def find_spec(self, name, *rest):
+        if name == "pi_agent.fleet.settings":
+            print("reload", flush=True)
+            os.kill(os.getpid(), signal.SIGHUP)
+sys.meta_path.insert(0, Reload())
+sys.argv = ["pi-fleet", "serve", "--help"]
+from pi_agent.fleet.cli import main
+main()
+"""
+
+
 def test_a_reload_that_comes_too_early_ends_nothing(tmp_path: Path) -> None:
     """systemd does not start again what SIGHUP has ended, so that the server would stay away."""
     process = subprocess.Popen(
@@ -237,6 +252,12 @@ def test_a_reload_that_comes_too_early_ends_nothing(tmp_path: Path) -> None:
     process.send_signal(signal.SIGTERM)
     process.communicate()
     assert process.returncode == 0
+
+
+def test_a_reload_while_the_program_is_read_ends_nothing() -> None:
+    """SIGHUP is ignored ahead of what ``serve`` imports."""
+    done = subprocess.run([sys.executable, "-c", EARLY], capture_output=True, text=True, env=CLEAN, check=False)
+    assert (done.returncode, done.stdout.startswith("reload\nusage: pi-fleet serve")) == (0, True), done.stderr
 
 
 def test_b23_a_used_assertion_outlives_kill_9(tmp_path: Path) -> None:

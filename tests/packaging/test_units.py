@@ -60,6 +60,11 @@ def test_the_fleet_server_can_be_reloaded() -> None:
     assert unit("pi-fleet.service")["Service"]["ExecReload"] == '/bin/sh -c "kill -HUP ${MAINPID}"'
 
 
+def test_a_reload_before_the_program_runs_does_not_end_the_service() -> None:
+    """SIGHUP is a clean end to systemd, after which Restart=on-failure starts nothing again."""
+    assert unit("pi-fleet.service")["Service"]["RestartForceExitStatus"] == "SIGHUP"
+
+
 def test_the_fleet_server_is_started_again_unless_a_setting_is_wrong() -> None:
     """An outage of the database, a port in use and another server in the folder pass; their exit codes are tried again."""
     prevented = unit("pi-fleet.service")["Service"]["RestartPreventExitStatus"].split()

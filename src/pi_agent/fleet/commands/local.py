@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import signal
+import sys
+
+if "serve" in sys.argv:  # a reload must not end a server that cannot take one yet; the imports take longest
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+
 import argparse
 import os
-import signal
 import time
 from dataclasses import fields
 from typing import Any
@@ -68,7 +73,6 @@ def _add_simulate(parser: argparse.ArgumentParser) -> None:
 
 def serve(arguments: argparse.Namespace) -> int:
     """Run the server until it is told to end."""
-    signal.signal(signal.SIGHUP, signal.SIG_IGN)  # a reload that comes before the server can take one must not end it
     settings = settings_of(arguments)
     os.umask(0o077)
     try:
