@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 import tempfile
@@ -370,6 +371,41 @@ def test_the_file_stays_whose_it_is_and_open_to_whom_it_was(file: Path) -> None:
     toml_file.write(file, {"name": "porch"})
     after = file.stat()
     assert (after.st_mode, after.st_uid, after.st_gid) == (before.st_mode, before.st_uid, before.st_gid)
+
+
+def test_what_stands_in_place_of_a_link_opens_to_nobody_else(file: Path, tmp_path: Path) -> None:
+    """Its text comes from where the link led, so it is as private as that."""
+    target = tmp_path / "target.toml"
+    target.write_text('name = "kitchen"\n')
+    target.chmod(0o640)
+    file.symlink_to(target)
+    toml_file.write(file, {"name": "porch"})
+    assert (file.is_symlink(), stat.S_IMODE(file.stat().st_mode)) == (False, 0o640)
+
+
+def test_a_write_that_fails_leaves_nothing_behind(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A full card: the settings stay as they were, and no draft lies beside them."""
+    toml_file.write(file, {"name": "kitchen"})
+    monkeypatch.setattr(os, "fsync", lambda _: (_ for _ in ()).throw(OSError(errno.ENOSPC, "No space left on device")))
+    with pytest.raises(ConfigError, match="No space left"):
+        toml_file.write(file, {"name": "porch"})
+    assert (load(file).name, list(file.parent.iterdir())) == ("kitchen", [file])
+
+
+@needs_root
+def test_who_may_write_the_folder_needs_not_own_the_file() -> None:
+    """Only root can give a file away: anybody else's new one is their own, and opens to the same people."""
+    with tempfile.TemporaryDirectory() as folder:  # below pytest's own folders nobody else can even look
+        file = Path(folder) / "config.toml"
+        file.write_text("")
+        file.chmod(0o664)
+        os.chown(folder, 65534, 65534)
+        os.seteuid(65534)
+        try:
+            toml_file.write(file, {"name": "porch"})
+        finally:
+            os.seteuid(0)
+        assert (load(file).name, file.stat().st_uid, stat.S_IMODE(file.stat().st_mode)) == ("porch", 65534, 0o664)
 
 
 @needs_root

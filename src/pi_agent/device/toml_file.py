@@ -58,12 +58,16 @@ def write(path: Path, changes: Mapping[str, str | int | bool]) -> None:
         _check_edit(path, text, changes)
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = path.with_name(f".{path.name}.{os.urandom(6).hex()}")
-        with temporary.open("x", encoding="utf-8") as file:
-            _keep_rights(path, file.fileno())
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
+        try:
+            with temporary.open("x", encoding="utf-8") as file:
+                _keep_rights(path, file.fileno())
+                file.write(text)
+                file.flush()
+                os.fsync(file.fileno())
+            temporary.replace(path)
+        except OSError:
+            temporary.unlink(missing_ok=True)
+            raise
         folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
             os.fsync(folder)  # or a power cut in the next seconds undoes the renaming
@@ -78,12 +82,20 @@ def write(path: Path, changes: Mapping[str, str | int | bool]) -> None:
 
 
 def _keep_rights(path: Path, handle: int) -> None:
-    """The new file is whose the old one was, and opens to the same people: the agent may read it by its group alone."""
-    found = path.lstat() if path.exists() else None
+    """The new file is whose the old one was, and opens to the same people: the agent may read it by its group alone.
+
+    In place of a link, it is as what the link led to: the text comes from there.
+    """
+    found = path.stat() if path.exists() else None
     mode = NEW_FILE
     if found is not None and stat.S_ISREG(found.st_mode):
-        os.fchown(handle, found.st_uid, found.st_gid)
         mode = stat.S_IMODE(found.st_mode)
+        is_root = os.geteuid() == 0
+        try:
+            os.fchown(handle, found.st_uid if is_root else -1, found.st_gid)
+        except PermissionError:  # nobody else can give a file away
+            if is_root:
+                raise
     os.fchmod(handle, mode)
 
 
