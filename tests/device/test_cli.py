@@ -22,7 +22,7 @@ from pi_agent import __version__, client
 from pi_agent.device import cli, files, identity
 from pi_agent.device.cli import COMMANDS, main
 from pi_agent.device.commands import setup
-from pi_agent.errors import KeyFileError
+from pi_agent.errors import ConfigError, KeyFileError
 
 
 @pytest.fixture
@@ -273,6 +273,24 @@ def test_a_board_without_a_name_is_called_like_its_host(
         monkeypatch.setattr(setup, "is_simulated", lambda settings: False)
     say("setup", registrar.issuer, *given)
     assert registrar.names == [name]
+
+
+def test_setup_leaves_a_link_to_the_authorities_a_link(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The service follows it anew after they were renewed; neither it nor its target may be where the service sees nothing."""
+    (tmp_path / "home").mkdir()
+    monkeypatch.setattr(setup, "HIDDEN", (str(tmp_path / "home"),))
+    monkeypatch.chdir(tmp_path)
+    for path in ("ca-1.pem", "home/ca.pem"):
+        Path(path).touch()
+    for link, target in (("ca.pem", "ca-1.pem"), ("in", "home/ca.pem"), ("home/out", "../ca-1.pem")):
+        Path(link).symlink_to(target)
+    assert setup._ca_file("ca.pem", None) == setup._ca_file("home/../ca.pem", None) == str(tmp_path / "ca.pem")
+    for link, hidden in (("in", "ca.pem"), ("home/out", "out")):
+        with pytest.raises(
+            ConfigError, match=f"the service cannot read {tmp_path}/home/{hidden}: it sees nothing below"
+        ):
+            setup._ca_file(link, None)
+        assert setup._ca_file(link, "another.toml") == str(tmp_path / link)
 
 
 def test_setup_waits_for_approval(bare: Home, registrar: Registrar, say: Any, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -157,20 +157,24 @@ def _register_client(
 
 
 def _ca_file(name: str | None, config: str | None) -> str | None:
-    """The whole path of the authorities to trust, where the service will read them, too. Raises ConfigError."""
+    """The whole path of the authorities to trust, where the service will read them, too. Raises ConfigError.
+
+    A link stays one: it may lead to another file when they are renewed.
+    """
     from pi_agent.device.transport import check_ca_file
 
     if not name:
         return name
-    path = Path(name).resolve()
-    check_ca_file(str(path))
-    if not config and "PI_AGENT_CONFIG" not in os.environ and any(path.is_relative_to(each) for each in HIDDEN):
+    path = os.path.abspath(name)  # noqa: PTH100  # resolve() would follow the link
+    check_ca_file(path)
+    hidden = [each for each in (Path(path), Path(path).resolve()) if any(map(each.is_relative_to, HIDDEN))]
+    if hidden and not config and "PI_AGENT_CONFIG" not in os.environ:
         raise ConfigError(
-            f"the service cannot read {path}: it sees nothing below {', '.join(HIDDEN)}",
+            f"the service cannot read {hidden[0]}: it sees nothing below {', '.join(HIDDEN)}",
             key="server.ca_file",
             hint=f"sudo install -m 644 {path} /etc/pi-agent/ca.pem; and give --ca-file /etc/pi-agent/ca.pem",
         )
-    return str(path)
+    return path
 
 
 def _enrollment_token(args: argparse.Namespace) -> str:
