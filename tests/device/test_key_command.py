@@ -15,7 +15,7 @@ from device.rotating import Rotating
 from device.servers import Request, reply
 from pi_agent.device import cli, identity, joining, rotate
 from pi_agent.device.keys import KeyStore, stores
-from pi_agent.errors import KeyStoreError
+from pi_agent.errors import KeyFileError, KeyStoreError
 
 
 @pytest.fixture
@@ -130,6 +130,45 @@ def test_a_move_gives_up_a_key_that_cannot_be_made(
     assert move(pi) == 0
     known = identity.load(pi.home / "state")
     assert (known.next_key, list(server.keys)) == ("", [known.kid])
+
+
+def test_f04_a_move_keeps_a_key_whose_file_is_missing(
+    pi: Living, server: Rotating, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """F-04: it may have been signed in before it was lost. What cannot be written, or read, now is said instead."""
+    begun(pi)
+    before, make = identity.load(pi.home / "state"), stores.load_or_create
+
+    def full(location: str, state: Path) -> KeyStore:
+        if location == before.next_key:
+            raise KeyFileError(f"cannot write {location}: No space left on device", path=location)
+        return make(location, state)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(stores, "load_or_create", full)
+        assert move(pi) == 2
+    assert "No space left" in capfd.readouterr().err
+    (pi.home / "state/key.pem").rename(pi.home / "key.pem")
+    assert move(pi) == 2
+    assert "is gone" in capfd.readouterr().err
+    assert identity.load(pi.home / "state") == before
+
+
+def test_f04_a_move_keeps_a_next_key_while_the_token_of_the_present_one_is_away(
+    pi: Living, server: Rotating, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """F-04: what a token refuses says nothing of a next key that is not in it."""
+    begun(pi)
+    before, find = identity.load(pi.home / "state"), stores.load
+
+    def away(location: str, state: Path) -> KeyStore:
+        if location == before.key:
+            raise KeyStoreError("there is no token pi-agent", path=location)
+        return find(location, state)
+
+    monkeypatch.setattr(stores, "load", away)
+    assert move(pi) == 1
+    assert identity.load(pi.home / "state") == before
 
 
 def test_f04_a_move_keeps_a_key_that_cannot_be_looked_at_now(pi: Living, server: Rotating) -> None:

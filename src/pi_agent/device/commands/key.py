@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from pi_agent.errors import AgentError, BoardError, ConflictError, KeyFileError, OAuthError
+from pi_agent.errors import AgentError, BoardError, ConflictError, KeyFileError, KeyStoreError, OAuthError
 
 if TYPE_CHECKING:
     from pi_agent.device.config import Settings
@@ -109,16 +109,21 @@ ACTIONS: dict[str, Callable[[argparse.Namespace, Settings], dict[str, Any]]] = {
 
 
 def _settle(args: argparse.Namespace, settings: Settings, known: Identity) -> Identity:
-    """Bring the rotation that is under way to its end. The server may take the next key alone by now: it is never dropped."""
+    """Bring the rotation that is under way to its end. The server may take the next key alone by now: it is never dropped.
+
+    Also not when it is not there now. Only a token that refuses to make it has never had it.
+    """
     from pi_agent.device import identity, rotate
     from pi_agent.device.keys import stores
+    from pi_agent.device.preparation import prepare
 
     try:
         _replace(args, settings, known, known.next_key)
     except OAuthError as error:
         if error.error != rotate.KEY_UNUSABLE:
             raise
-    except KeyFileError:
+    except KeyStoreError:
+        prepare(vars(args))  # raises when it was not about the next key, but about the one in use
         try:
             stores.load(known.next_key, settings.state)
         except FileNotFoundError:  # it cannot even be made, so the server was never told
