@@ -268,5 +268,5 @@ def test_ra08_https_never_falls_back_to_http(authority: Authority) -> None:
 
 def test_a_ca_file_that_is_not_there_is_named() -> None:
     """It is the setting that is wrong, not the answer."""
-    with pytest.raises(ConfigError, match=r"server\.ca_file names no file: /nonexistent\.pem"):
+    with pytest.raises(ConfigError, match=r"cannot read server\.ca_file, /nonexistent\.pem"):
         fetch("https://127.0.0.1:1", ca_file="/nonexistent.pem")
