@@ -58,10 +58,13 @@ def failed(agent: Agent, reason: str, *, after: int) -> dict[str, Any]:
 def settled(agent: Agent) -> dict[str, Any]:
     """The status once nothing is tried any more: what came up may be told in parts, each a reason to try."""
     before: dict[str, Any] = {}
-    while not before or (agent.status() or {})["attempts"] != before["attempts"]:
-        before = agent.status() or {}
-        time.sleep(1.0)
-    return before
+    while True:
+        status = agent.status() or {}
+        is_idle = status.get("next_attempt_in") is not None
+        if is_idle and before.get("attempts") == status["attempts"]:
+            return status
+        before = status if is_idle else {}
+        time.sleep(0.5)
 
 
 def test_ra02_ra34_the_network_comes_up(home: Home) -> None:
