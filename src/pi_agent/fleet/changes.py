@@ -313,6 +313,7 @@ def _action(name: str) -> Action:
     return ACTIONS[name]
 
 
+Held = Sequence[tuple[int, str]]  # devices by row id, each with the status in which it was held
 Edit = Callable[[list[Device]], tuple[list[Device], list[dict[str, object]]]]
 
 
@@ -323,7 +324,7 @@ def _change(
     done = _Tally()
     one_step = connection.in_atomic_block
 
-    def step(some: Sequence[tuple[int, str]]) -> None:
+    def step(some: Held) -> tuple[list[Device], list[Device]]:
         held = dict(some)
         rows = with_parts(Device.objects.filter(pk__in=held).order_by("client_id").select_for_update())
         if decides:  # about a device of which somebody else has decided meanwhile, nothing more
@@ -332,7 +333,7 @@ def _change(
             changed, details = edit(rows)
         events = [Event(event, row.client_id, detail=detail) for row, detail in zip(changed, details, strict=True)]
         audit.record(events, actor=actor, now=now)
-        done.add(rows, changed)
+        return rows, changed
 
     with ExitStack() as stack:
         begun = time.monotonic()
@@ -346,16 +347,17 @@ def _change(
                         f"{len(keys)} devices are changed in steps, which an Idempotency-Key cannot make one",
                         hint=f"leave it out, or name the devices by ids, at most {MAX_IDS} at a time",
                     )
-                step(keys[: len(keys) if one_step else BATCH])
+                first = step(keys if one_step else keys[:BATCH])
         except ConflictError as error:
             detail = {"query": target.text[:500], "max": chosen.most, "why": str(error)}
             audit.record([Event(event, "", "refused", detail)], actor=actor, now=now)
             raise
+        done.add(*first)
         for start in range(BATCH, 0 if one_step else len(keys), BATCH):
             database.give_way(begun, share=1)
             begun = time.monotonic()
             try:
-                _persistently(step, keys[start : start + BATCH])
+                done.add(*_persistently(step, keys[start : start + BATCH]))
             except DatabaseError as error:
                 database.give_up(error)
                 raise ConflictError(
@@ -363,10 +365,8 @@ def _change(
                     hint="look at them again, and do the rest",
                 ) from error
     until = done.until if what in TURNED_AWAY else 0
-    stays = (
-        done.stays if what not in (TAGGED, NAMED) else {what: len(keys) - done.count} if len(keys) > done.count else {}
-    )
-    return Change(target.meaning, what, len(keys), done.count, done.shown, "", until or None, stays)
+    stays = Counter({what: len(keys) - done.count}) if what in (TAGGED, NAMED) else done.stays
+    return Change(target.meaning, what, len(keys), done.count, done.shown, "", until or None, +stays)
 
 
 _LARGE = threading.Lock()
@@ -383,17 +383,18 @@ def _the_only_large_one() -> Iterator[None]:
         _LARGE.release()
 
 
-def _persistently(step: Callable[[Sequence[tuple[int, str]]], None], keys: Sequence[tuple[int, str]]) -> None:
-    """One step in a transaction, tried again where the database was only busy or gone for a moment."""
-    for tries_left in reversed(range(STEP_TRIES)):
+def _persistently(
+    step: Callable[[Held], tuple[list[Device], list[Device]]], keys: Held
+) -> tuple[list[Device], list[Device]]:
+    """What one step in a transaction comes to, tried again where the database was only busy or gone for a moment."""
+    for _ in range(STEP_TRIES - 1):
         try:
             with transaction.atomic():
-                step(keys)
-            return
+                return step(keys)
         except OperationalError as error:
-            if not tries_left:
-                raise
             database.give_up(error)
+    with transaction.atomic():
+        return step(keys)
 
 
 @dataclass(slots=True)
