@@ -74,8 +74,10 @@ def _found(request: HttpRequest, kept: dict[str, str], sort: str, columns: tuple
     asked = views.expand(query)
     counts = registry.count_by_status(asked, now=now)  # first, since what it says about the query fits what was typed
     total = counts[status] if status else sum(counts.values())
+    within = changes.narrowed(asked, status, now)
+    onward = within if status else query  # a view goes by its name where that says it all
     found = registry.find(
-        changes.narrowed(asked, status, now),
+        within,
         now=now,
         limit=PAGE,
         sort=sort,
@@ -98,11 +100,11 @@ def _found(request: HttpRequest, kept: dict[str, str], sort: str, columns: tuple
         "next": link(**kept, cursor=found.cursor) if found.cursor else "",
         "csv": link(
             "/devices.csv",
-            query=changes.narrowed(asked, status, now) if status else query,
+            query=onward,
             columns=kept["columns"] and f"name,id,{kept['columns']}",
             sort=sort,
         ),
-        "charts": link("/devices/charts", query=changes.narrowed(asked, status, now) if status else query),
+        "charts": link("/devices/charts", query=onward),
     }
 
 
