@@ -1,4 +1,4 @@
-"""The revision code of a Raspberry Pi: 32 bits in, a ``Revision`` out, and back.
+"""The revision code of a Raspberry Pi: 32 bits in, a ``Revision`` out.
 
 Rules kept here:
 
@@ -21,7 +21,6 @@ from pi_agent.errors import UnreadableBoardError
 
 IDENTITY_MASK = 0x00FF_FFFF
 NEW_STYLE = 0x0080_0000
-OLD_STYLE_UNUSED = 0x007F_0000
 
 # Type field (bits 4-11): the short code, and the full name as people know the board.
 TYPES = {
@@ -218,19 +217,6 @@ def code_from_text(text: str) -> int:
 def is_hex(text: str) -> bool:
     """True for ASCII hexadecimal digits only: ``int`` would also take signs, spaces and underscores."""
     return bool(text) and not text.strip("0123456789abcdefABCDEF")
-
-
-def encode_revision(
-    *, type_number: int, pcb: int, processor: int, manufacturer: int, memory: int, flags: int = 0
-) -> int:
-    """The new-style code of these fields, each the number in the tables above; ``flags`` is bits 24-31 as one byte."""
-    widths = ((flags, 8), (1, 1), (memory, 3), (manufacturer, 4), (processor, 4), (type_number, 8), (pcb, 4))
-    code = 0
-    for value, width in widths:
-        if not 0 <= value < 1 << width:
-            raise ValueError(f"{value} does not fit in {width} bits")
-        code = code << width | value
-    return code
 
 
 def is_unknown(value: str) -> bool:
