@@ -45,7 +45,6 @@ from pi_agent.query import (
     Query,
     all_of,
     any_of,
-    complete,
     matches,
     negate,
     parse,
@@ -631,13 +630,6 @@ def test_orders_agree_with_integers(bound: int, value: int) -> None:
         assert matches(parse(f"memory:{sign}{bound}", NOW), {"memory": value}) == expected
 
 
-@given(st.text(max_size=30), st.integers(-5, 40))
-def test_completion_never_fails(text: str, cursor: int) -> None:
-    """Whatever stands in the search box, and wherever the cursor is, there is an answer."""
-    for offer in complete(text, cursor):
-        assert 0 <= offer.start <= offer.end <= len(text)
-
-
 # Several queries as one.
 
 
@@ -647,33 +639,6 @@ def test_any_of_nothing_is_no_device() -> None:
     assert not matches(nothing, KITCHEN)
     assert parse(str(nothing), NOW) == nothing
     assert matches(Query(all_of(()), NOW), KITCHEN)
-
-
-# Completion.
-
-
-def test_completion_offers_fields_then_values() -> None:
-    """Fields come until the colon, values after it; each stands in for what was typed of it."""
-    assert [offer.text for offer in complete("tag:a m", 7)] == ["model:", "memory:", "maker:"]
-    assert [(offer.start, offer.end, offer.text) for offer in complete("-status:pending,a", 17)] == [
-        (16, 17, "approved")
-    ]
-    assert [offer.text for offer in complete("model:Zero", 10)] == ["zero", "zerow", "zero2w"]
-    assert complete("colour:r", 8) == []
-
-
-def test_completion_offers_what_the_caller_has_seen() -> None:
-    """Tags in use are offered in the spelling that the grammar takes; what cannot be typed is not offered."""
-    known = {"tag": ["lab", "back room", "a\x1b[2J"]}
-    assert [offer.text for offer in complete("tag:", 4, known)] == ["lab", '"back room"', "none"]
-    assert [(offer.start, offer.text) for offer in complete('tag:"back r', 11, known)] == [(4, '"back room"')]
-
-
-@pytest.mark.parametrize("name", FIELDS)
-def test_every_value_that_is_offered_can_be_asked(name: str) -> None:
-    """Taking a suggestion gives a query."""
-    for offer in complete(f"{name}:", len(name) + 1):
-        assert isinstance(root(f"{name}:{offer.text}"), Is | Between | Flag | Unknown)
 
 
 # The catalogue and the guide.

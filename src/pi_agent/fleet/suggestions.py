@@ -5,8 +5,8 @@ from __future__ import annotations
 from django.db.models import QuerySet
 
 from pi_agent.catalogue import lower
+from pi_agent.completing import Suggestion, complete
 from pi_agent.fleet.models import Device, DeviceTag
-from pi_agent.query import Suggestion, complete
 
 MOST = 12
 KNOWN = {"name": ("name_key", "name"), "serial": ("serial", "serial"), "id": ("client_id", "client_id")}

@@ -226,7 +226,7 @@ def suggest(arguments: argparse.Namespace) -> int:
     try:
         items = fleet_of(arguments, served=True).get("/suggestions", query=text, cursor=len(text))["items"]
     except (ConfigError, TransportError):
-        from pi_agent.query import complete  # here, and not for every list
+        from pi_agent.completing import complete  # here, and not for every list
 
         items = [{"start": one.start, "text": one.text} for one in complete(text, len(text))]
     start = text.rfind(" ") + 1
