@@ -34,12 +34,13 @@ def pi(tmp_path: Path) -> Iterator[Living]:
         (("", ""), [], "read", False),
         (("", "read write"), ["read"], "", False),
         (("", "read write"), [], "read", True),
+        (("", "read write"), [], "", False),
     ],
 )
 def test_e02_no_scope_is_not_less_than_the_rule_grants(
     default: tuple[str, str], scopes: list[str], asked: str, is_granted: bool
 ) -> None:
-    """Who asks for no scope gets all that the server gives, so a rule with scopes does not grant it."""
+    """Who asks for no scope gets all that the server gives, so a rule does not grant it where scopes are named or configured."""
     rules = [Rule("[[local.allow]] 1", None, None, [], scopes)]
     why = refusal(rules, Peer(1000), "", asked, default=default, own_uid=7)
     assert (why == "") is is_granted
@@ -129,6 +130,27 @@ for method, target in ("GET", "/v1/token"), ("GET", "/v1/token?audience=https://
         assert "config.toml:4 does not grant uid 1" in first
         assert second.startswith("(200")
         assert third.startswith("(403")
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
+def test_e02_another_user_does_not_get_more_than_the_configured_scope_by_naming_none(pi: Living) -> None:
+    """A rule that names no scopes grants the configured ones, and ``scope=`` asks the server for all that it has."""
+    config = pi.home / "config.toml"
+    pi.configure(config.read_text() + '[token]\nscope = "read"\n[[local.allow]]\nuser = "daemon"\n')
+    with pi.running():
+        pi.state("ok")
+        (pi.home / "run").chmod(0o755)
+        (pi.home / "run" / "agent.sock").chmod(0o666)
+        script = f"""
+import os, sys
+os.chdir({pi.runtime!r}); sys.path.insert(0, {str(SOURCE)!r})
+from pi_agent import client
+os.setgroups([]); os.setgid(1); os.setuid(1)
+for query in "", "?scope=read", "?scope=&wait=5":
+    print(client.get("/v1/token" + query, runtime="."))
+"""
+        done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+        assert [line[:4] for line in done.stdout.splitlines()] == ["(200", "(200", "(403"]
 
 
 def test_a_caller_who_needs_it_longer_gets_an_early_refresh(pi: Living) -> None:

@@ -43,7 +43,7 @@ class Rule:
         audiences, scopes, asked = self.audiences or [default[0]], self.scopes or default[1].split(), scope.split()
         if ANY not in audiences and audience not in audiences:
             return False
-        if not asked and self.scopes:  # the server then gives all that it may, which is more than the rule says
+        if not asked and scopes:  # the server then gives all that it may, which is more than the rule says
             return ANY in scopes
         return ANY in scopes or set(asked) <= set(scopes)
 
