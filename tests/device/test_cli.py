@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import re
@@ -20,8 +21,8 @@ from device.resident import Agent, Authority, Home, a_home, an_authority, refusa
 from device.servers import reply
 from pi_agent import __version__, client
 from pi_agent.device import cli, files, identity
-from pi_agent.device.cli import COMMANDS, main
-from pi_agent.device.commands import setup
+from pi_agent.device.cli import main
+from pi_agent.device.commands import COMMANDS, setup
 from pi_agent.errors import ConfigError, KeyFileError
 
 
@@ -93,14 +94,46 @@ def test_version(say: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    "arguments", [(), ("nonsense",), ("token", "--nonsense"), ("setup",), ("token", "--min-valid", "soon")]
+    "arguments", [(), ("token", "--nonsense"), ("setup",), ("token", "--min-valid", "soon"), ("key", "move", "a b")]
 )
 def test_a_wrong_command_line_is_2_and_leaves_stdout_alone(say: Any, arguments: tuple[str, ...]) -> None:
-    """Usage and the reason go to stderr."""
+    """Usage of the command that was asked for, the reason and where to look go to stderr."""
     code, out, err = say(*arguments)
     assert (code, out) == (2, "")
-    assert err.startswith("usage: pi-agent")
-    assert "error: " in err
+    assert err.startswith(f"usage: {' '.join(['pi-agent', *itertools.takewhile(str.isalpha, arguments)])} [-h]")
+    assert "\nerror: " in err and "--help" in err.splitlines()[-1]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "hint"),
+    [
+        (("stauts",), "did you mean status? pi-agent --help lists the commands"),
+        (("key", "rotat"), "did you mean rotate? pi-agent key --help lists the commands"),
+        (("zzz",), "pi-agent --help lists the commands"),
+        (("token", "--jsn"), "did you mean --json? pi-agent token --help lists the options"),
+        (("token", "--runtime", "/x"), "--runtime stands before the command: pi-agent --runtime ..."),
+    ],
+)
+def test_a_slip_is_answered_with_what_was_meant(say: Any, arguments: tuple[str, ...], hint: str) -> None:
+    """A command or an option that is nearly one, or that stands in the wrong place."""
+    code, out, err = say(*arguments)
+    assert (code, out) == (2, "")
+    assert err.splitlines()[-1] == f"hint: {hint}"
+
+
+def test_help_is_a_command_too(say: Any) -> None:
+    """``help key move`` is ``key move --help``, and ``help`` alone is the page of all."""
+    assert say("help", "key", "move") == say("key", "move", "--help")
+    assert say("help") == say("--help")
+
+
+def test_a_hint_is_about_the_agent_of_the_line(home: Home, say: Any, tmp_path: Path) -> None:
+    """What it says to type reaches the same settings and folders, also in what the doctor says."""
+    nowhere = str(tmp_path / "no such.toml")
+    for command in ("token", "doctor"):
+        code, out, err = say("--config", nowhere, "--runtime", str(tmp_path), command)
+        assert code != 0
+        assert f"pi-agent --config '{nowhere}' " in out + err and f" --runtime {tmp_path} " in out + err
 
 
 # Before anything is set up

@@ -21,7 +21,7 @@ import pytest
 from fleet.live import CLEAN, COMMAND, LiveFleet, run
 from pi_agent.fleet import cli, output
 from pi_agent.fleet.client import Fleet
-from pi_agent.fleet.commands import changes
+from pi_agent.fleet.commands import COMMANDS, changes
 
 DEVICE = {
     "id": "pi-0000000000000001", "name": "kitchen", "status": "pending", "status_reason": "", "flag": "", "model": "2B",
@@ -220,7 +220,9 @@ def test_without_a_server_a_script_can_prepare_one(tmp_path: Path) -> None:
         (["serve", "--issuer", "https://u@fleet.example"], {}, 2, "issuer must be https://HOST"),
         (["serve", "--token-lifetime", "5"], {}, 2, "300 to 86400"),
         (["serve", "--bind", "nonsense"], {}, 2, "HOST:PORT"),
-        (["fly"], {}, 2, "invalid choice"),
+        (["aprove"], {}, 2, "there is no command 'aprove'\nhint: did you mean approve?"),
+        (["operator", "sett"], {}, 2, "did you mean set? pi-fleet operator --help"),
+        (["devices", "--cuont-by", "model"], {}, 2, "did you mean --count-by? pi-fleet devices --help"),
     ],
 )
 def test_a_wrong_setting_is_named(
@@ -230,6 +232,22 @@ def test_a_wrong_setting_is_named(
     done = run("--data", str(tmp_path / "data"), *options, env=environment)
     assert done.returncode == code
     assert words in done.stderr and "Traceback" not in done.stderr
+
+
+def test_help_is_a_command_too(tmp_path: Path) -> None:
+    """``help operator set`` is ``operator set --help``, and ``help`` alone is the page of all."""
+    assert run("help", "operator", "set").stdout == run("operator", "set", "--help").stdout
+    assert run("help").stdout == run("--help").stdout != ""
+
+
+def test_a_hint_is_about_the_fleet_of_the_line(tmp_path: Path) -> None:
+    """What the hint says to type reaches the same fleet as the line that failed, also by a folder with a space."""
+    there = tmp_path / "the fleet"
+    assert f"pi-fleet --data '{there}' serve" in run("--data", str(there), "doctor").stderr
+    run("--data", str(there), "enrollment-token")
+    (there / "fleet.sqlite3-shm").unlink(missing_ok=True)
+    done = run("--data", str(there), "devices", "@nosuch")
+    assert f"pi-fleet --data '{there}' view list" in done.stderr
 
 
 def test_a_folder_that_is_open_to_others_is_refused(tmp_path: Path) -> None:
@@ -280,7 +298,7 @@ def test_a_command_to_a_server_loads_little(live: LiveFleet) -> None:
 
 def test_each_file_of_commands_has_those_that_are_looked_for_in_it() -> None:
     """A command that is in another file than the table says would not be found."""
-    for module, names in cli.COMMANDS.items():
+    for module, names in COMMANDS.items():
         parsers = argparse.ArgumentParser().add_subparsers()
         importlib.import_module(f"pi_agent.fleet.commands.{module}").add_commands(parsers)
         assert set(parsers.choices) == names

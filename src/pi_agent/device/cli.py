@@ -15,13 +15,11 @@ from collections.abc import Sequence
 from types import ModuleType
 
 from pi_agent import __version__
+from pi_agent.command_line import Parser, asks_for_help
+from pi_agent.device.commands import COMMANDS, in_place
 from pi_agent.errors import PiAgentError
 
-COMMANDS = (
-    *("setup", "run", "status", "doctor", "token", "wait", "exec", "refresh", "sign-out", "board", "config"),
-    *("key", "first-boot", "wipe-identity"),
-)
-
+FIRST_STEP = "sudo pi-agent setup https://fleet.example"
 EPILOG = """\
 exit codes: 0 done; 1 failed; 2 usage; 3 not found; 4 not approved; 5 unreachable; 6 conflict; 130 interrupted
 
@@ -52,11 +50,12 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def parse(arguments: list[str]) -> argparse.Namespace:
     """The command that a line asks for. Raises SystemExit where it makes none, as argparse does."""
-    return _parser(arguments).parse_args(arguments)
+    words = asks_for_help(arguments)
+    return _parser(words).parse_args(words)
 
 
 def _parser(arguments: list[str]) -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="pi-agent",
         description="The identity agent for Raspberry Pi: proves which board this is, and keeps an access token ready.",
         epilog=EPILOG,
@@ -69,6 +68,7 @@ def _parser(arguments: list[str]) -> argparse.ArgumentParser:
     parser.add_argument("--root", metavar="DIR", help="where /proc is read (default /)")
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
     subparsers = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    parser.names = COMMANDS
     named = [word for word in arguments if word in COMMANDS][:1]
     for name in named or COMMANDS:
         module = _command(name)
@@ -109,5 +109,5 @@ def _explain(error: PiAgentError, args: argparse.Namespace, arguments: list[str]
     if getattr(error, "reason", "") == "no-agent":
         settings = args.config or os.environ.get("PI_AGENT_CONFIG") or "/etc/pi-agent/config.toml"
         if not os.path.exists(settings):  # noqa: PTH110  # pathlib is dear, and a token is asked for often
-            return f"no agent is running: there is no {settings}", "sudo pi-agent setup https://fleet.example"
-    return str(error), error.hint
+            return f"no agent is running: there is no {settings}", in_place(FIRST_STEP, args)
+    return str(error), error.hint and in_place(error.hint, args)

@@ -16,27 +16,17 @@ from itertools import islice
 from pathlib import Path
 
 from pi_agent import __version__
+from pi_agent.command_line import Parser, asks_for_help
 from pi_agent.errors import PiAgentError, QueryError
+from pi_agent.fleet.commands import COMMANDS, PLACES, in_place, names
 from pi_agent.fleet.commands.common import is_term, say
 
 TYPE_CHECKING = False  # type checkers take it for true; the module would cost a command line milliseconds
 if TYPE_CHECKING:
     from typing import Any
 
-# What each file of ``commands`` has; only those that a command line names are imported.
-COMMANDS = {
-    "local": {"serve", "simulate"},
-    "devices": {"devices", "device", "export", "suggest"},
-    "changes": {"approve", "reject", "quarantine", "release", "revoke", "rotate-key", "tag", "rename"},
-    "enrolling": {"pending", "preauthorise"},
-    "log": {"audit", "view"},
-    "people": {"enrollment-token", "sign-in-link", "operator", "token", "webhook"},
-    "authority": {"keys", "resource-server", "rule", "device-add"},
-    "data": {"migrate", "backup", "restore", "doctor"},
-    "shell": {"completion"},
-}
 THUMBPRINT = re.compile(r"[A-Za-z0-9_-]{43}", re.ASCII)  # no option is as long
-WHOSE = ("--data", "--config", "--server", "--token-file")
+WHOSE = tuple(f"--{name}" for name in PLACES)
 EPILOG = """\
 exit codes: 0 done, also when a list is empty; 1 failed; 2 usage; 3 not found, or nothing to change; 4 not authorised;
   5 unreachable; 6 conflict; 130 interrupted
@@ -55,7 +45,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         code: int = arguments.run(arguments)
         sys.stdout.flush()
     except PiAgentError as error:
-        _complain(error)
+        _complain(error, arguments)
         return error.exit_code
     except KeyboardInterrupt:
         return 130
@@ -68,7 +58,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def parse(argv: Sequence[str]) -> argparse.Namespace:
     """The command that a line asks for. Raises SystemExit where it makes none, as argparse does."""
     first, rest = _whose_first(argv)
-    words = first + _queries(rest)
+    words = first + _queries(asks_for_help(rest))
     return _parser(words).parse_args(words)
 
 
@@ -110,10 +100,10 @@ def _is_tag(word: str) -> bool:
     return word[:2] != "--" and word != "-h"
 
 
-def _complain(error: PiAgentError) -> None:
+def _complain(error: PiAgentError, arguments: argparse.Namespace) -> None:
     say(f"error: {error}")
     if error.hint:
-        say(f"hint: {error.hint}")
+        say(f"hint: {in_place(error.hint, arguments)}")
     if isinstance(error, QueryError) and error.suggestion and error.suggestion not in (error.hint or ""):
         say(f"try: {error.suggestion}")
 
@@ -133,7 +123,7 @@ class _RawHelp(_Help, argparse.RawDescriptionHelpFormatter):
     """The same, with the lines of a description as they are."""
 
 
-class _Parser(argparse.ArgumentParser):
+class _Parser(Parser):
     """A parser whose commands have that help, too."""
 
     def __init__(self, **options: Any) -> None:
@@ -160,7 +150,8 @@ def _parser(argv: Sequence[str]) -> argparse.ArgumentParser:
         formatter_class=_RawHelp,
     )
     parser.add_argument("--version", action="version", version=f"pi-fleet {__version__}")
-    parser.add_argument("--data", type=Path, metavar="DIR", help="the folder of the fleet")
+    home = "/var/lib/pi-fleet for root, else ~/.local/share/pi-fleet"
+    parser.add_argument("--data", type=Path, metavar="DIR", help=f"the folder of the fleet (default: {home})")
     parser.add_argument("--config", type=Path, metavar="FILE", help="settings (default: DATA/fleet.toml)")
     parser.add_argument("--server", metavar="URL", help="a fleet on another machine (default: $PI_FLEET_SERVER)")
     parser.add_argument(
@@ -169,7 +160,8 @@ def _parser(argv: Sequence[str]) -> argparse.ArgumentParser:
     commands = parser.add_subparsers(
         required=True, metavar="COMMAND", prog=parser.prog
     )  # argparse takes long to find that out
-    named = [module for module, names in COMMANDS.items() if not names.isdisjoint(argv)]
+    parser.names = names()
+    named = [module for module, its in COMMANDS.items() if not its.isdisjoint(argv)]
     for module in named or COMMANDS:
         importlib.import_module(f"pi_agent.fleet.commands.{module}").add_commands(commands)
     return parser

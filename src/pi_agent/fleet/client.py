@@ -140,15 +140,20 @@ def connect(data: Path, load: Callable[[], Settings], *, create: bool = False, s
 
     settings = adopted(load())
     if not create and not settings.shares_database and not settings.database.exists():
-        raise TransportError(
-            f"there is no fleet in {settings.data}",
-            reason="absent",
-            hint=f"{command(settings)} serve begins one, {command(settings)} simulate 200 makes one to look at; or name "
-            "another folder with --data",
-        )
+        raise absent(settings)
     if not settings.shares_database and not settings.database.exists():
         sys.stderr.write(f"a new fleet begins in {settings.data}\n")
     return Fleet(_in_process(settings), served=False)
+
+
+def absent(settings: Settings) -> TransportError:
+    """The error that the data folder holds no fleet."""
+    program = command(settings)
+    return TransportError(
+        f"there is no fleet in {settings.data}",
+        reason="absent",
+        hint=f"{program} serve begins one, {program} simulate 200 makes one to look at; or name another folder with --data",
+    )
 
 
 def connect_to(url: str, token: str) -> Fleet:
@@ -220,7 +225,10 @@ class _Wire:
 
 def command(settings: Settings) -> str:
     """What to type for the fleet of these settings."""
-    return program() if settings.data == default_data(os.environ) else f"{program()} --data {settings.data}"
+    import shlex  # only who is told to type something needs it
+
+    there = "" if settings.data == default_data(os.environ) else f" --data {shlex.quote(str(settings.data))}"
+    return program() + there
 
 
 def _server_at(path: Path) -> LocalConnection | None:

@@ -58,7 +58,7 @@ def command_tree(main: Callable[[Sequence[str]], int]) -> Command:
     def stop(parser: argparse.ArgumentParser, *_: object, **__: object) -> None:
         raise _BuiltError(parser)
 
-    with patch.object(argparse.ArgumentParser, "parse_args", stop):
+    with patch.object(argparse.ArgumentParser, "parse_known_args", stop):
         try:
             main([])
         except _BuiltError as built:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import argparse
 import json
-from dataclasses import asdict
+from dataclasses import asdict, replace
+
+from pi_agent.device.commands import in_place
 
 HELP = "find out what is wrong, and what to do about it"
 MARKS = {"ok": "✓", "warning": "!", "bad": "✗", "skipped": "-"}
@@ -21,7 +23,8 @@ def run(args: argparse.Namespace) -> int:
     from pi_agent.device.doctor import BAD, Doctor
 
     findings = []
-    for finding in Doctor(vars(args)).findings():
+    for found in Doctor(vars(args)).findings():
+        finding = replace(found, hint=in_place(found.hint, args))
         findings.append(finding)
         if not args.json:
             print(f"{MARKS[finding.verdict]} {finding.name:<9} {finding.text}", flush=True)

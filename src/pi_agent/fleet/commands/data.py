@@ -8,15 +8,16 @@ import os
 import shlex
 import sys
 import time
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pi_agent.errors import ConfigError, ConflictError, TransportError, UsageError
+from pi_agent.errors import ConfigError, ConflictError, UsageError
 from pi_agent.fleet import backup as backups
 from pi_agent.fleet import client, folder
 from pi_agent.fleet import settings as fleet_settings
 from pi_agent.fleet.backup import Losses
+from pi_agent.fleet.commands import in_place
 from pi_agent.fleet.commands.common import AS_JSON, command, count, say, settings_of
 from pi_agent.fleet.progress import Progress
 from pi_agent.fleet.served import adopted
@@ -58,7 +59,7 @@ def backup(arguments: argparse.Namespace) -> int:
     settings = _here(arguments)
     _sqlite_only(settings, f"pg_dump --format=custom --file={arguments.file} {shlex.quote(settings.database_name)}")
     if not settings.database.exists():
-        raise TransportError(f"there is no fleet in {settings.data}", reason="absent", hint="pi-fleet --data DIR ...")
+        raise client.absent(settings)
     try:
         with Progress("pages") as progress:
             found = backups.backup(settings.database, arguments.file, copied=progress.reach)
@@ -109,9 +110,10 @@ def doctor(arguments: argparse.Namespace) -> int:
     if arguments.accept_clock:
         return _accept_clock(settings, now)
     if not settings.shares_database and not settings.database.exists():
-        raise TransportError(f"there is no fleet in {settings.data}", reason="absent", hint="pi-fleet --data DIR serve")
+        raise client.absent(settings)
     _opened(settings)
-    findings = list(examine(settings, now=now))
+    found = examine(settings, now=now)
+    findings = [replace(each, hint=in_place(each.hint, arguments)) for each in found]
     if arguments.json:
         _print({"schema": "pi-fleet.doctor/1", "findings": [asdict(finding) for finding in findings]})
     else:
