@@ -1,7 +1,7 @@
 """The log on stderr: one event a line, as text or as JSON, without secrets and without a way to forge a line.
 
 What comes from outside is cut and its control characters are escaped (requirement G-05). The same complaint is written
-once a minute at most, with the number of times it was not (G-09).
+again after a minute, then ever more seldom, down to once an hour, with the number of times it was not (G-09).
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from collections.abc import Callable
 from datetime import UTC, datetime
 
 MAX_MESSAGE = 1000
-QUIET_SECONDS = 60
+QUIET_SECONDS, LONGEST_QUIET = 60, 3600
 MAX_REMEMBERED = 1000
 CAPPED = ("urllib3", "requests_oauthlib", "oauthlib", "psycopg", "psycopg.pool", "asyncio", "uvicorn")
 
@@ -49,24 +49,26 @@ class JsonForm(logging.Formatter):
 
 
 class Quiet(logging.Filter):
-    """Lets the same message through once in QUIET_SECONDS."""
+    """Lets the same message through once in QUIET_SECONDS, and in twice as long each time that it does not stop."""
 
     def __init__(self, clock: Callable[[], float]) -> None:
         super().__init__()
         self.clock = clock
-        self.seen: dict[tuple[str, int, str], tuple[float, int]] = {}
+        self.seen: dict[tuple[str, int, str], tuple[float, float, int]] = {}
 
     def filter(self, record: logging.LogRecord) -> bool:
         key, now = (record.name, record.lineno, str(record.msg)), self.clock()
-        since, missed = self.seen.get(key, (-QUIET_SECONDS, 0))
-        if now - since < QUIET_SECONDS:
-            self.seen[key] = (since, missed + 1)
+        since, quiet, missed = self.seen.get(key, (float("-inf"), QUIET_SECONDS, 0))
+        passed = now - since
+        if passed < quiet:
+            self.seen[key] = (since, quiet, missed + 1)
             return False
         if len(self.seen) >= MAX_REMEMBERED:
             self.seen.clear()
-        self.seen[key] = (now, 0)
+        goes_on = passed < 2 * quiet
+        self.seen[key] = (now, min(2 * quiet, LONGEST_QUIET) if goes_on else QUIET_SECONDS, 0)
         if missed:
-            record.msg = f"{record.msg} (and {missed} times more in the last minute)"
+            record.msg = f"{record.msg} (and {missed} times more in {round(passed / 60)} min)"
         return True
 
 

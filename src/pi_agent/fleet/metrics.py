@@ -10,14 +10,17 @@ import time
 from collections.abc import Iterable, Iterator
 from typing import Any
 
+from django.db.models import Count
 from django.http import HttpRequest, HttpResponse
 from django.views.decorators.http import require_GET
 
-from pi_agent.fleet import access, registry
+from pi_agent.fleet import access, registry, webhooks
 from pi_agent.fleet.counters import COUNTS, FAMILIES
+from pi_agent.fleet.models import AuditEvent
 from pi_agent.fleet.settings import LOOPBACK_ADDRESSES, Settings, current
 
 TYPE = "text/plain; version=0.0.4; charset=utf-8"
+ALARMS = {action: action.removeprefix("device.") for action, event in webhooks.EVENTS.items() if event == "clone"}
 
 
 @require_GET
@@ -41,6 +44,9 @@ def lines(application: Any, now: int) -> Iterator[str]:
         yield from _family(family, "counter", what, label, (values or {"": 0}).items() if not label else values.items())
     devices = registry.count_by_status("", now=now)
     yield from _family("pi_fleet_devices", "gauge", "Devices, by status.", "status", devices.items())
+    yield from _family(
+        "pi_fleet_clone_alarms_total", "counter", "Signs of a copied card or key, by kind.", "kind", _alarms().items()
+    )
     if application is not None:
         waiting = sum(application.clerk.waiting)
         yield from _family("pi_fleet_token_requests_waiting", "gauge", "Token requests that wait.", "", [("", waiting)])
@@ -49,6 +55,13 @@ def lines(application: Any, now: int) -> Iterator[str]:
         yield from _family("pi_fleet_signing_key_age_seconds", "gauge", "Age of the key that signs.", "", [("", age)])
         ahead = max(0, application.authority.watch.newest - now)
         yield from _family("pi_fleet_clock_behind_seconds", "gauge", "How far the clock is behind.", "", [("", ahead)])
+
+
+def _alarms() -> dict[str, int]:
+    """How many lines of the audit log tell of a copy, by kind: every server of a fleet says the same, after a restart too."""
+    told = AuditEvent.objects.filter(action__in=ALARMS).order_by().values_list("action").annotate(count=Count("*"))
+    found = dict(told)
+    return {kind: found.get(action, 0) for action, kind in ALARMS.items()}
 
 
 def _family(name: str, kind: str, what: str, label: str, values: Iterable[tuple[str, int]]) -> Iterator[str]:
