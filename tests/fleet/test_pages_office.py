@@ -49,6 +49,15 @@ def test_what_was_sent_before_is_remembered_without_a_secret(browser: Browser) -
     assert (row.actor, row.body) == ("alice", "") and made[1] not in str(vars(row))
 
 
+@pytest.mark.parametrize("more", ["9999999", "0" * 30, "0" * 5000])
+@pytest.mark.parametrize("name", ["uses", "end"])
+def test_no_zeros_in_front_of_a_number_make_it_any_number(browser: Browser, name: str, more: str) -> None:
+    """Twenty digits that mean 1, and then more: neither a token for more devices than there may be, nor our fault."""
+    browser.get("/enrollment")
+    assert browser.post("/enrollment", **{"uses": "1", name: f"{1:020}{more}"}).status == 400
+    assert not EnrollmentToken.objects.exists()
+
+
 def test_a_form_that_was_refused_can_be_sent_again(browser: Browser) -> None:
     """It has made nothing, so it is not remembered."""
     page = browser.get("/enrollment").body.decode()

@@ -96,7 +96,7 @@ def _status(context: Mapping[str, Any]) -> int:
 
 
 def _number(text: str, most: int) -> int:
-    if not text.isascii() or not text.isdigit() or not 1 <= int(text[:20]) <= most:
+    if not text.isascii() or not text.isdigit() or len(text) > 20 or not 1 <= int(text) <= most:
         raise UsageError(f"a number from 1 to {most} is wanted")
     return int(text)
 
