@@ -105,6 +105,13 @@ def test_d08_a_nul_in_an_address_is_refused_with_the_headers_of_a_page(browser: 
     assert browser.get(path).status == 400
 
 
+@pytest.mark.parametrize("path", ["/devices", "/sign-in", "/api/v1/devices", "/metrics"])
+def test_a_nul_in_a_cookie_is_refused_before_the_database_is(browser: Browser, path: str) -> None:
+    """In quotes a cookie has escapes, and a stranger's session key with a NUL was our fault on PostgreSQL."""
+    browser.cookies["__Host-pi-fleet-session"] = '"aaaaaaaa\\000"'
+    assert browser.get(path).status == 400
+
+
 @pytest.mark.parametrize(
     ("path", "fields"),
     [

@@ -17,13 +17,19 @@ def security_headers(
     """Django middleware. A page that shows a device is for the person who asked, so nothing is kept by a cache."""
 
     def respond(request: HttpRequest) -> HttpResponseBase:
-        nul = (
-            "\0" in request.path or "%00" in request.META["QUERY_STRING"]
-        )  # no text here has one; PostgreSQL refuses it
-        response = error_page(request, 400) if nul else get_response(request)
+        response = error_page(request, 400) if _holds_nul(request) else get_response(request)
         response.headers.setdefault("Content-Security-Policy", POLICY)
         response.headers.setdefault("X-Frame-Options", "DENY")
         response.headers.setdefault("Cache-Control", "no-store")
         return response
 
     return respond
+
+
+def _holds_nul(request: HttpRequest) -> bool:
+    """No text here has a NUL, and PostgreSQL refuses it. A cookie can have one in quotes, as an escape."""
+    return (
+        "\0" in request.path
+        or "%00" in request.META["QUERY_STRING"]
+        or any("\0" in value for value in request.COOKIES.values())
+    )
