@@ -103,10 +103,8 @@ class Auth:
             yield request
 
     def _on_response(self, response: Any, **arguments: Any) -> Any:
-        ours = response.request.headers.get("Authorization", "").startswith(
-            "Bearer "
-        )  # a redirect elsewhere took it off
-        body = response.request.body
+        body, authorization = response.request.body, response.request.headers.get("Authorization", "")
+        ours = authorization.startswith("Bearer ")  # a redirect elsewhere took it off
         if response.status_code != 401 or not ours or not (body is None or isinstance(body, bytes | str)):
             return response  # a stream that has been read cannot be sent again
         _ = response.content  # the connection goes back to the pool only when it has been read

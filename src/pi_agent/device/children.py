@@ -39,9 +39,7 @@ class Child:
             opened += os.pipe2(os.O_CLOEXEC)
             opened += os.pipe2(os.O_CLOEXEC)
             there, our_end, self.output, back = opened
-            os.set_blocking(
-                our_end, False
-            )  # nobody reads yet: what the pipe does not hold would be waited for for ever
+            os.set_blocking(our_end, False)  # nobody reads yet: what it does not hold would be waited for for ever
             if os.write(our_end, said) < len(said):
                 raise OSError(E2BIG, "more to say than a pipe holds")
             actions = [(os.POSIX_SPAWN_DUP2, there, 0), (os.POSIX_SPAWN_DUP2, back, 1)]

@@ -2,8 +2,8 @@
 
 Rules kept here, for everything that comes in:
 
-* a body is at most MAX_BODY bytes and arrives within the time that is set for it, and it is read on the event loop: a slow client
-  holds a little memory and no thread;
+* a body is at most MAX_BODY bytes and arrives within the time that is set for it, and it is read on the event loop: a
+  slow client holds a little memory and no thread;
 * what blocks (database, signatures) runs in a pool of few threads; when too many requests wait for it, the next one is
   sent away with Retry-After (requirement RS-05);
 * a path is served exactly as it is written, and nothing in a request changes what the server says about itself.

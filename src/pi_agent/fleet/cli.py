@@ -157,9 +157,8 @@ def _parser(argv: Sequence[str]) -> argparse.ArgumentParser:
     parser.add_argument(
         "--token-file", type=Path, metavar="FILE", help="the operator token for it (default: $PI_FLEET_TOKEN)"
     )
-    commands = parser.add_subparsers(
-        required=True, metavar="COMMAND", prog=parser.prog
-    )  # argparse takes long to find that out
+    # Without ``prog`` argparse takes long to find it out.
+    commands = parser.add_subparsers(required=True, metavar="COMMAND", prog=parser.prog)
     parser.names = names()
     named = [module for module, its in COMMANDS.items() if not its.isdisjoint(argv)]
     for module in named or COMMANDS:

@@ -11,11 +11,8 @@ from dataclasses import dataclass
 from unittest.mock import patch
 
 # What a value is, by the word that stands for it in --help.
-FILES, FOLDERS, ASKED = (
-    ("FILE",),
-    ("DIR",),
-    ("QUERY", "DEVICE"),
-)  # ASKED: ``PROGRAM suggest`` knows what may stand there
+FILES, FOLDERS = ("FILE",), ("DIR",)
+ASKED = ("QUERY", "DEVICE")  # ``PROGRAM suggest`` knows what may stand there
 
 
 @dataclass(frozen=True)

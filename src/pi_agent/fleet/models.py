@@ -34,8 +34,8 @@ class Device(models.Model):
     """A board with an identity. ``flag`` says why an operator should look twice; ``scopes`` are separated by spaces.
 
     ``token_until`` is when the last of its access tokens ends. ``rhythm`` is how often it usually authenticates and
-    ``rhythm_spread`` how far it strays from that, both in seconds, as
-    seen until its token at ``rhythm_at``; after ``due_at`` it is late.
+    ``rhythm_spread`` how far it strays from that, both in seconds, as seen until its token at ``rhythm_at``; after
+    ``due_at`` it is late.
 
     ``boot`` names the boot it last spoke from, ``boot_first_at`` when that boot was first heard of, ``boot_source`` from
     where it speaks. ``clone_at`` is when it was last seen in two places (``clones``), ``rotation_at`` when an operator

@@ -163,9 +163,8 @@ def fill(count: int, *, days: int, now: int, seed: int, progress: Progress) -> N
     devices = plan(count, days=days, now=now, seed=f"{seed} {Device.objects.count()}")  # a second fleet is another one
     if connection.vendor == "sqlite":
         with connection.cursor() as cursor:
-            cursor.execute(
-                "PRAGMA cache_size = -1000000"
-            )  # the indexes of a million devices, so that none is read again
+            # The indexes of a million devices, so that none is read again.
+            cursor.execute("PRAGMA cache_size = -1000000")
     while batch := list(islice(devices, BATCH)):
         with transaction.atomic():
             _write(batch)
