@@ -11,6 +11,7 @@ import json
 import re
 from base64 import b64encode
 from collections.abc import Mapping
+from typing import Any
 from urllib.parse import quote_plus, urlencode
 
 from pi_agent.errors import OAuthError, TransportError
@@ -98,7 +99,7 @@ def read_answer(
     to a day). ``scope`` is what was asked for: an answer may be narrower, never wider.
     Raises OAuthError for an OAuth error answer, TransportError for anything else.
     """
-    members = _json_object(content_type, body, status, retry_after)
+    members = json_object(status, content_type, body, retry_after=retry_after)
     if status != 200:
         raise refusal(status, members, retry_after)
     text, kind, life = members.get("access_token"), members.get("token_type"), members.get("expires_in")
@@ -129,15 +130,17 @@ def refusal(status: int, members: dict[str, object], retry_after: int | None) ->
     return OAuthError(error, _harmless(description)[:200], status=status, retry_after=retry_after)
 
 
-def _json_object(content_type: str, body: bytes, status: int, retry_after: int | None) -> dict[str, object]:
+def json_object(
+    status: int, content_type: str, body: bytes, *, retry_after: int | None, hint: str | None = None
+) -> dict[str, Any]:
+    """The members of a JSON answer, whatever its status. Raises TransportError for any other body."""
     try:
         members = json.loads(body.decode("utf-8"), parse_constant=_no_constant)
     except (ValueError, RecursionError):
         members = None
     if content_type.partition(";")[0].strip().lower() != "application/json" or not isinstance(members, dict):
-        raise TransportError(
-            f"the server answered {status} without a JSON object", reason="answer", retry_after=retry_after
-        )
+        what = f"the server answered {status} without a JSON object"
+        raise TransportError(what, reason="answer", retry_after=retry_after, hint=hint)
     return members
 
 

@@ -28,7 +28,6 @@ from email.utils import parsedate_to_datetime
 from http.cookiejar import DefaultCookiePolicy
 from pathlib import Path
 from typing import Any, TypeVar
-from urllib.parse import urlsplit
 
 import requests
 import urllib3
@@ -37,6 +36,7 @@ from requests.adapters import HTTPAdapter
 from requests_oauthlib import OAuth2Session
 
 from pi_agent import oauth
+from pi_agent.device import failures
 from pi_agent.errors import ConfigError, PiAgentError, TransportError
 
 DEADLINE = 30.0
@@ -65,18 +65,8 @@ class Answer:
 
     def json_object(self) -> dict[str, Any]:
         """The body as a JSON object. Raises TransportError."""
-        try:
-            members = json.loads(self.body.decode("utf-8"))
-        except (ValueError, RecursionError):
-            members = None
-        if self.content_type.partition(";")[0].strip().lower() != "application/json" or not isinstance(members, dict):
-            raise TransportError(
-                f"the server answered {self.status} without a JSON object",
-                reason="answer",
-                retry_after=self.retry_after,
-                hint="is that the address of a pi-agent server, and is there a login page in between?",
-            )
-        return members
+        hint = "is that the address of a pi-agent server, and is there a login page in between?"
+        return oauth.json_object(self.status, self.content_type, self.body, retry_after=self.retry_after, hint=hint)
 
 
 class Transport:
@@ -90,9 +80,8 @@ class Transport:
         self, *, ca_file: str = "", proxy: str = "", loopback_http: bool = False, one_attempt: bool = False
     ) -> None:
         self._verify: Any = ca_file or True  # the types of requests-oauthlib forget that a path may stand here
-        self._proxies = (
-            {"https": proxy} if proxy else {}
-        )  # plain http is for this machine, and would be read on the way
+        # Plain http is for this machine, and would be read on the way.
+        self._proxies = {"https": proxy} if proxy else {}
         self._loopback_http = loopback_http
         self._ends = time.monotonic() + DEADLINE if one_attempt else math.inf
         self.seen: tuple[int, float] | None = None
@@ -291,83 +280,8 @@ def _translated(request: Callable[[], _Result]) -> _Result:
         return request()
     except PiAgentError:
         raise
-    except requests.exceptions.SSLError as error:
-        if "WRONG_VERSION_NUMBER" in str(error):
-            hint = "for one on this machine, for trying things out: http://127.0.0.1:PORT and --loopback-http"
-            raise TransportError("the server speaks no TLS at this address", reason="tls", hint=hint) from None
-        raise TransportError(
-            "the server's certificate is not trusted, or TLS failed: " + _words(error),
-            reason="tls",
-            hint="look at the clock (date), at the server's name, and for an authority of your own at --ca-file (server.ca_file)",
-        ) from None
-    except requests.exceptions.ProxyError as error:
-        raise TransportError("the proxy is of no help: " + _words(error), reason="proxy") from None
-    except (requests.exceptions.InvalidSchema, InsecureTransportError):
-        raise TransportError(
-            "one of the addresses cannot be used: a server is reached by https, a proxy by http or https",
-            reason="address",
-            hint="look at server.issuer and server.proxy; plain http to this machine needs server.loopback_http",
-        ) from None
-    except (requests.exceptions.Timeout, urllib3.exceptions.TimeoutError):
-        raise TransportError(f"no answer within {SOCKET_TIMEOUT:g} s", reason="timeout") from None
-    except requests.exceptions.ConnectionError as error:
-        raise _unreachable(error) from None
-    except (requests.exceptions.RequestException, urllib3.exceptions.HTTPError, OSError, ValueError) as error:
-        raise TransportError("the answer broke off or makes no sense: " + _cause(error), reason="answer") from None
-
-
-def _unreachable(error: Exception) -> TransportError:
-    inner = _innermost(error)
-    if isinstance(inner, socket.gaierror):
-        if inner.errno == socket.EAI_AGAIN:
-            return _no_name_server()
-        return TransportError(
-            f"the name of {_peer(error)} is not known to DNS",
-            reason="dns",
-            hint="is it spelled as it was given to you? resolvectl status",
-        )
-    if isinstance(inner, ConnectionRefusedError):
-        return TransportError(f"nothing listens at {_peer(error)} (connection refused)", reason="refused")
-    return TransportError("the server cannot be reached: " + _cause(error), reason="unreachable")
-
-
-def _peer(error: Exception) -> str:
-    """Who did not answer, in words."""
-    if isinstance(error, requests.exceptions.ProxyError):
-        return "the proxy"
-    parts = urlsplit(getattr(getattr(error, "request", None), "url", None) or "")
-    return f"the server {parts.netloc}" if parts.netloc else "the server"
-
-
-def _no_name_server() -> TransportError:
-    return TransportError(
-        "no name server says what the server's address is", reason="dns", hint="resolvectl status; cat /etc/resolv.conf"
-    )
-
-
-def _cause(error: BaseException) -> str:
-    """What the system gives as the reason. Of any other error only its kind: its text may quote the answer (G-01)."""
-    inner = _innermost(error)
-    return _words(inner) if isinstance(inner, OSError) and inner.strerror else type(inner).__name__
-
-
-def _words(error: BaseException) -> str:
-    """The words of an error that came before there was an answer to quote."""
-    inner = _innermost(error)
-    text = inner.strerror if isinstance(inner, OSError) and inner.strerror else str(inner)
-    return "".join(character if character.isprintable() else "?" for character in text)[:160]
-
-
-def _innermost(error: BaseException) -> BaseException:
-    """The error itself, out of those that the libraries have wrapped around it."""
-    while isinstance(deeper := _wrapped(error), BaseException):
-        error = deeper
-    return error
-
-
-def _wrapped(error: BaseException) -> object:
-    context = None if error.__suppress_context__ else error.__context__
-    return error.__cause__ or context or getattr(error, "reason", None)
+    except (OSError, ValueError, urllib3.exceptions.HTTPError, InsecureTransportError) as error:
+        raise failures.explained(error, patience=SOCKET_TIMEOUT) from None
 
 
 def within(seconds: float, attempt: Callable[[], _Result]) -> _Result:
@@ -394,7 +308,7 @@ def within(seconds: float, attempt: Callable[[], _Result]) -> _Result:
     if values:
         return values[0]
     if _is_resolving(thread):
-        raise _no_name_server()
+        raise failures.no_name_server()
     limit = f"within {seconds:.3g} s" if seconds > 0 else "in the time that an attempt has"
     raise TransportError(f"no answer {limit}", reason="timeout")
 
