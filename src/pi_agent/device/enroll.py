@@ -8,17 +8,16 @@ from __future__ import annotations
 
 import secrets
 import socket
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 from pi_agent import assertion, oauth
-from pi_agent.device.discovery import Metadata, discover
+from pi_agent.device.discovery import Metadata
 from pi_agent.device.keys import KeyStore
 from pi_agent.device.transport import Answer, Transport
 from pi_agent.errors import ConfigError, TransportError
 from pi_agent.oauth import JWT_BEARER
-
-__all__ = ["Metadata", "Registration", "discover", "register"]
 
 THUMBPRINT_URI = "urn:ietf:params:oauth:jwk-thumbprint:sha-256:"  # RFC 9278
 NONCE_WANTED = "use_enrollment_nonce"
@@ -54,11 +53,10 @@ def register(
     Raises OAuthError when the server refuses, TransportError when it makes no sense.
     """
     public = key.public_key()
-    nonce: str | None = None
-    for _ in range(2):
-        subject = THUMBPRINT_URI + public.kid
+
+    def request(nonce: str | None) -> dict[str, Any]:
         claims = assertion.claims(
-            issuer=subject,
+            issuer=THUMBPRINT_URI + public.kid,
             audience=metadata.issuer,
             now=now,
             jti=secrets.token_urlsafe(16),
@@ -66,20 +64,29 @@ def register(
             board=board,
             agent=agent,
         )
-        proof = assertion.sign(claims, kind=assertion.ENROLLMENT, alg=key.alg, kid=public.kid, sign=key.sign)
-        request = {
+        return {
             "client_name": name,
             "grant_types": [JWT_BEARER],
             "token_endpoint_auth_method": "none",
             "jwks": {"keys": [public.jwk | {"alg": key.alg}]},
-            "proof": proof,
+            "proof": assertion.sign(claims, kind=assertion.ENROLLMENT, alg=key.alg, kid=public.kid, sign=key.sign),
         }
-        answer = transport.post_json(metadata.registration_endpoint, request, bearer=enrollment_token)
+
+    endpoint = metadata.registration_endpoint
+    return _read_registration(*post_over_nonce(transport, endpoint, request, bearer=enrollment_token))
+
+
+def post_over_nonce(
+    transport: Transport, url: str, request: Callable[[str | None], dict[str, Any]], *, bearer: str = ""
+) -> tuple[Answer, dict[str, Any]]:
+    """The answer to ``request(nonce)`` and its members: the server gives its nonce with the refusal of one without."""
+    answer = transport.post_json(url, request(None), bearer=bearer)
+    members = answer.json_object()
+    nonce = members.get("nonce")
+    if answer.status == 400 and members.get("error") == NONCE_WANTED and isinstance(nonce, str):
+        answer = transport.post_json(url, request(nonce), bearer=bearer)
         members = answer.json_object()
-        nonce = members.get("nonce")
-        if not (answer.status == 400 and members.get("error") == NONCE_WANTED and isinstance(nonce, str)):
-            break
-    return _read_registration(answer, members)
+    return answer, members
 
 
 def register_client(

@@ -17,17 +17,18 @@ from __future__ import annotations
 
 import secrets
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from pi_agent import assertion, oauth
 from pi_agent.device import files, identity
 from pi_agent.device.discovery import discover
-from pi_agent.device.enroll import NONCE_WANTED
+from pi_agent.device.enroll import post_over_nonce
 from pi_agent.device.identity import Identity
 from pi_agent.device.joining import load_key
 from pi_agent.device.keys import KeyStore, stores
-from pi_agent.device.transport import Answer, Transport
+from pi_agent.device.transport import Transport
 from pi_agent.errors import ConflictError, OAuthError, PiAgentError, TransportError
 
 KEY_UNUSABLE = "invalid_client_metadata"  # RFC 7591 section 3.2.2: the server will never take this new key
@@ -111,21 +112,15 @@ def sign_in(
     Raises OAuthError when the server refuses, TransportError when it does not answer, or cannot rotate keys at all.
     """
     endpoint = _endpoint(transport, known.issuer, loopback_http=loopback_http)
-    answer = _post(transport, endpoint, known, old, key, nonce=None, now=now)
-    members = answer.json_object()
-    nonce = members.get("nonce")
-    if answer.status == 400 and members.get("error") == NONCE_WANTED and isinstance(nonce, str):
-        answer = _post(transport, endpoint, known, old, key, nonce=nonce, now=now)
-        members = answer.json_object()
+    request = partial(_request, known, old, key, now)
+    answer, members = post_over_nonce(transport, endpoint, request)
     if answer.status != 200:
         raise oauth.refusal(answer.status, members, answer.retry_after)
     if members.get("kid") != key.public_key().kid:
         raise TransportError("the server has signed in some other key", reason="answer")
 
 
-def _post(
-    transport: Transport, endpoint: str, known: Identity, old: KeyStore, key: KeyStore, *, nonce: str | None, now: int
-) -> Answer:
+def _request(known: Identity, old: KeyStore, key: KeyStore, now: int, nonce: str | None) -> dict[str, Any]:
     public = key.public_key()
 
     def statement(signer: KeyStore) -> str:
@@ -140,12 +135,11 @@ def _post(
         kid = signer.public_key().kid
         return assertion.sign(claims, kind=assertion.ROTATION, alg=signer.alg, kid=kid, sign=signer.sign)
 
-    request: dict[str, Any] = {
+    return {
         "jwks": {"keys": [public.jwk | {"alg": key.alg}]},
         "signed_by_old": statement(old),
         "signed_by_new": statement(key),
     }
-    return transport.post_json(endpoint, request)
 
 
 def _endpoint(transport: Transport, issuer: str, *, loopback_http: bool) -> str:
