@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 
 from device.conftest import needs_root
 from pi_agent.device import config, toml_file
+from pi_agent.device.urls import check_url
 from pi_agent.errors import ConfigError
 
 
@@ -241,16 +242,16 @@ NO_URL = [
 @pytest.mark.parametrize("url", HTTPS)
 def test_a13_https_is_allowed_anywhere(url: str) -> None:
     """To any host, port and path, with or without the setting for loopback."""
-    config.check_url(url, loopback_http=False, what="server.issuer")
-    config.check_url(url, loopback_http=True, what="server.issuer")
+    check_url(url, loopback_http=False, what="server.issuer")
+    check_url(url, loopback_http=True, what="server.issuer")
 
 
 @pytest.mark.parametrize("url", LOOPBACK)
 def test_a13_http_is_allowed_to_a_literal_loopback_address_if_so_set(url: str) -> None:
     """127.0.0.0/8 and ::1, written as such, and only with server.loopback_http."""
-    config.check_url(url, loopback_http=True, what="server.issuer")
+    check_url(url, loopback_http=True, what="server.issuer")
     with pytest.raises(ConfigError) as caught:
-        config.check_url(url, loopback_http=False, what="server.issuer")
+        check_url(url, loopback_http=False, what="server.issuer")
     assert "--loopback-http" in (caught.value.hint or "")
 
 
@@ -258,14 +259,14 @@ def test_a13_http_is_allowed_to_a_literal_loopback_address_if_so_set(url: str) -
 def test_a13_v17_http_is_refused_everywhere_else(url: str) -> None:
     """Names, other spellings of 127.0.0.1 and addresses that only look like it are not loopback."""
     with pytest.raises(ConfigError, match="plain http"):
-        config.check_url(url, loopback_http=True, what="server.issuer")
+        check_url(url, loopback_http=True, what="server.issuer")
 
 
 @pytest.mark.parametrize("url", NO_URL)
 def test_a13_v17_what_parsers_disagree_about_is_refused(url: str) -> None:
     """User information, fragments, backslashes, white space, other alphabets, other schemes, and no host at all."""
     with pytest.raises(ConfigError) as caught:
-        config.check_url(url, loopback_http=True, what="server.issuer")
+        check_url(url, loopback_http=True, what="server.issuer")
     assert str(caught.value) == "server.issuer is not a usable https URL"
 
 
@@ -273,7 +274,7 @@ def test_a13_v17_what_parsers_disagree_about_is_refused(url: str) -> None:
 def test_a13_any_text_is_a_url_or_our_error(url: str) -> None:
     """check_url raises nothing but ConfigError, and never repeats a password that stood in the URL."""
     try:
-        config.check_url(url, loopback_http=True, what="server.issuer")
+        check_url(url, loopback_http=True, what="server.issuer")
     except ConfigError as error:
         assert len(url) < 8 or url not in str(error)
 

@@ -14,11 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from pi_agent.device.presets import PRESETS
-from pi_agent.device.toml_file import RULES, Found, read_all, write
+from pi_agent.device.toml_file import RULES, Found, read_all
 from pi_agent.device.urls import check_url
 from pi_agent.errors import ConfigError
-
-__all__ = ["DEFAULT_CONFIG", "SETTINGS", "AllowRule", "Setting", "Settings", "check_url", "load", "write"]
 
 DEFAULT_CONFIG = "/etc/pi-agent/config.toml"
 BUILT_IN = "built in"
@@ -97,7 +95,6 @@ SETTINGS = (
 )
 _BY_NAME = {setting.name: setting for setting in SETTINGS}
 
-
 RANGES = {"token.assertion_lifetime": (10, 300), "token.spread": (0, 3600)}
 
 
@@ -157,10 +154,6 @@ class Settings:
     key_algorithm: str
     allow: tuple[AllowRule, ...] = ()
     origins: Mapping[str, str] = field(default_factory=dict, compare=False)
-
-    @property
-    def socket(self) -> Path:
-        return self.runtime / "agent.sock"
 
 
 def load(flags: Mapping[str, Any], environ: Mapping[str, str] = os.environ) -> Settings:

@@ -157,13 +157,18 @@ def remove(path: Path) -> None:
     """Take ``path`` away, durably; it may be gone already. Raises KeyFileError."""
     try:
         path.unlink(missing_ok=True)
-        handle = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)
+        sync(path.parent)
     except OSError as error:
         raise _failed("remove", path, error) from error
+
+
+def sync(directory: Path) -> None:
+    """Wait until what was made, renamed or removed in ``directory`` is on disk. Raises OSError."""
+    handle = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
 
 
 def sweep(directory: Path) -> None:

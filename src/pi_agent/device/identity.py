@@ -12,7 +12,6 @@ The rules it keeps:
 from __future__ import annotations
 
 import json
-import os
 import re
 from contextlib import suppress
 from dataclasses import asdict, dataclass, fields
@@ -150,10 +149,8 @@ def _move(source: Path, target: Path) -> None:
     try:
         for path in (*source.glob("key*.pem"), source / NAME):
             path.rename(target / path.name)
-        for folder in (target, source):
-            handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-            os.fsync(handle)
-            os.close(handle)
+        files.sync(target)
+        files.sync(source)
     except OSError as error:
         raise KeyFileError(
             f"cannot move {source} to {target}: {error.strerror}", path=str(source), hint=f"ls -l {source}"

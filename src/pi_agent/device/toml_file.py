@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pi_agent.device import files
 from pi_agent.errors import ConfigError
 
 DROP_INS = "config.d"
@@ -68,11 +69,7 @@ def write(path: Path, changes: Mapping[str, str | int | bool]) -> None:
         except OSError:
             temporary.unlink(missing_ok=True)
             raise
-        folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        try:
-            os.fsync(folder)  # or a power cut in the next seconds undoes the renaming
-        finally:
-            os.close(folder)
+        files.sync(path.parent)  # or a power cut in the next seconds undoes the renaming
     except UnicodeDecodeError as error:
         raise ConfigError(f"cannot read {path}: {error}", path=str(path)) from error
     except OSError as error:

@@ -47,7 +47,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _take_over(path: Path, settings: Settings, waiting: Path) -> Settings:
-    from pi_agent.device import config, files, first_boot
+    from pi_agent.device import config, files, first_boot, toml_file
 
     wishes = first_boot.read(path)
     flags: dict[str, Any] = {name.replace(".", "_"): value for name, value in wishes.settings.items()}
@@ -59,7 +59,7 @@ def _take_over(path: Path, settings: Settings, waiting: Path) -> Settings:
         raise ConfigError(
             f"{path} names no server", path=str(path), key="server.issuer", hint='[server]\nissuer = "..."'
         )
-    config.write(settings.config, wishes.settings)
+    toml_file.write(settings.config, wishes.settings)
     if wishes.token or not waiting.exists():
         with files.as_owner_of(settings.state):
             files.replace(waiting, wishes.token.encode("ascii") + b"\n")

@@ -212,7 +212,7 @@ def discover(transport: Transport, settings: Settings, issuer: str) -> Metadata:
 
 
 def _write_config(settings: Settings, issuer: str) -> None:
-    from pi_agent.device import config
+    from pi_agent.device import toml_file
 
     given: dict[str, str | int | bool] = {
         "name": settings.name,
@@ -224,7 +224,7 @@ def _write_config(settings: Settings, issuer: str) -> None:
         "server.loopback_http": settings.server_loopback_http,
         "key.store": settings.key_store if settings.key_store != "file" else "",
     }
-    config.write(settings.config, {name: value for name, value in given.items() if value})
+    toml_file.write(settings.config, {name: value for name, value in given.items() if value})
 
 
 def _show_key(args: argparse.Namespace, facts: dict[str, str], key: KeyStore) -> int:
@@ -243,10 +243,7 @@ def _show_key(args: argparse.Namespace, facts: dict[str, str], key: KeyStore) ->
     return 0
 
 
-def _show(args: argparse.Namespace, facts: dict[str, str], registration: object, kid: str) -> None:
-    from pi_agent.device.enroll import Registration
-
-    assert isinstance(registration, Registration)
+def _show(args: argparse.Namespace, facts: dict[str, str], registration: Registration, kid: str) -> None:
     document = {"client_id": registration.client_id, "status": registration.status, "kid": kid}
     document |= {"code": words.code(kid), "words": " ".join(words.words(kid))}
     if args.json:
