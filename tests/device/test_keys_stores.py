@@ -49,7 +49,7 @@ def assert_signs(key: KeyStore) -> None:
 # file
 
 
-@pytest.mark.parametrize("algorithm", stores.ALGORITHMS)
+@pytest.mark.parametrize("algorithm", jws.ALGORITHMS)
 def test_a_file_key_keeps_its_algorithm_in_its_location(state: Path, algorithm: str) -> None:
     """A key made with any of our algorithms is found again by its location alone, and signs with that algorithm."""
     location = stores.choose("file", algorithm, first=True)
@@ -64,7 +64,7 @@ def test_f06_a_damaged_key_is_reported_and_kept(state: Path) -> None:
     (state / "key.pem").write_bytes(b"-----BEGIN PRIVATE KEY-----\ngarbled")
     (state / "key.pem").chmod(0o600)
     with pytest.raises(KeyFileError, match="left as it is"):
-        stores.load_or_create(stores.FIRST, state)
+        stores.load_or_create(identity.FIRST_KEY, state)
     assert [path.name for path in state.iterdir()] == ["key.pem"]
     assert (state / "key.pem").read_bytes().endswith(b"garbled")
 
@@ -422,7 +422,7 @@ def test_a_uri_reads_back_as_it_was_written(named: dict[str, str], module: str, 
 
 def test_a12_no_store_shows_its_key_in_words(state: Path) -> None:
     """A-12: what repr() says of a key holds none of it."""
-    for algorithm in stores.ALGORITHMS:
+    for algorithm in jws.ALGORITHMS:
         location = stores.choose("file", algorithm)
         key = stores.load_or_create(location, state)
         pem = (state / location.removeprefix("file:").partition(";")[0]).read_text()

@@ -23,15 +23,9 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote, unquote
 
-from cryptography.exceptions import InvalidSignature
-from cryptography.hazmat.primitives.asymmetric.ec import (
-    ECDSA,
-    SECP256R1,
-    EllipticCurvePublicKey,
-)
-from cryptography.hazmat.primitives.asymmetric.utils import encode_dss_signature
-from cryptography.hazmat.primitives.hashes import SHA256
+from cryptography.hazmat.primitives.asymmetric.ec import SECP256R1, EllipticCurvePublicKey
 
+from pi_agent import jws
 from pi_agent.device import files
 from pi_agent.errors import ConfigError, KeyFileError, KeyStoreError
 from pi_agent.jwk import PublicKey, public_key
@@ -247,7 +241,8 @@ def _slot(library: _Library, uri: Uri) -> int:
 
 
 def _objects(opened: _Opened, kind: int, uri: Uri) -> list[Any]:
-    return list(_call(opened.library, lambda: _find(opened, kind, uri)))
+    wanted = [(opened.library.api.CKA_CLASS, kind), (opened.library.api.CKA_LABEL, uri.object)]
+    return list(_call(opened.library, lambda: opened.session.findObjects(wanted)))
 
 
 def _is_ours(opened: _Opened, handle: Any) -> bool:
@@ -256,18 +251,9 @@ def _is_ours(opened: _Opened, handle: Any) -> bool:
     return bytes(name or b"").startswith(OURS)
 
 
-def _find(opened: _Opened, kind: int, uri: Uri) -> list[Any]:
-    api = opened.library.api
-    return list(opened.session.findObjects([(api.CKA_CLASS, kind), (api.CKA_LABEL, uri.object)]))
-
-
 def _load(opened: _Opened, uri: Uri) -> TokenKey:
     api, session = opened.library.api, opened.session
-
-    def objects() -> tuple[list[Any], list[Any]]:
-        return _find(opened, api.CKO_PRIVATE_KEY, uri), _find(opened, api.CKO_PUBLIC_KEY, uri)
-
-    private, public = _call(opened.library, objects)
+    private, public = (_objects(opened, kind, uri) for kind in (api.CKO_PRIVATE_KEY, api.CKO_PUBLIC_KEY))
     if not private and not public:
         raise FileNotFoundError(uri.object)
     if len(private) != 1 or len(public) != 1:
@@ -319,11 +305,8 @@ def _generate(opened: _Opened, uri: Uri) -> None:
 
 def _check(signature: bytes, signed: bytes, public: PublicKey) -> None:
     assert isinstance(public.key, EllipticCurvePublicKey)
-    r, s = int.from_bytes(signature[:32], "big"), int.from_bytes(signature[32:], "big")
-    try:
-        public.key.verify(encode_dss_signature(r, s), signed, ECDSA(SHA256()))
-    except InvalidSignature:
-        raise KeyStoreError("the token's signature does not fit its own public key", path="pkcs11") from None
+    if not jws.Es256().verify(signed, public.key, signature):
+        raise KeyStoreError("the token's signature does not fit its own public key", path="pkcs11")
 
 
 def _call(library: _Library, call: Any) -> Any:

@@ -13,9 +13,8 @@ from pathlib import Path
 from pi_agent.device import files
 from pi_agent.device.keys import KeyStore, file
 from pi_agent.errors import ConfigError, KeyFileError
+from pi_agent.jws import ALGORITHMS
 
-FIRST = f"file:{file.NAME}"
-ALGORITHMS = ("ES256", "EdDSA", "RS256", "PS256")
 KINDS = ("file", "credential", "firmware", "pkcs11")
 
 
