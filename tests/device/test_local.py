@@ -267,12 +267,22 @@ def test_an_answer_is_what_http_clients_expect(keep: bool) -> None:
 @pytest.mark.parametrize("status", sorted(local.REASONS))
 def test_a_problem_document_says_what_and_what_to_do(status: int) -> None:
     """title, status and detail always; hint and reason when there is one (RFC 9457)."""
-    assert json.loads(local.problem(status, 'it "broke"\n')) == {
+    head, _, body = local.refusal(status, 'it "broke"\n', keep_alive=True).partition(b"\r\n\r\n")
+    assert head.startswith(b"HTTP/1.1 %d " % status)
+    assert b"Content-Type: application/problem+json" in head
+    assert json.loads(body) == {
         "title": local.REASONS[status],
         "status": status,
         "detail": 'it "broke"\n',
     }
-    assert json.loads(local.problem(status, "x", hint="h", reason="r"))["hint"] == "h"
+    body = local.refusal(status, "x", keep_alive=True, hint="h", reason="r").partition(b"\r\n\r\n")[2]
+    assert json.loads(body) == {
+        "title": local.REASONS[status],
+        "status": status,
+        "detail": "x",
+        "hint": "h",
+        "reason": "r",
+    }
 
 
 def test_the_query_is_read_as_a_form_is() -> None:

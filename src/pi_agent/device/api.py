@@ -8,11 +8,10 @@ next step as ``hint`` (requirements E-02, E-03, E-05).
 from __future__ import annotations
 
 from pi_agent.device import allow, clock, metrics, schedule, tokens
-from pi_agent.device.local import answer, problem, write_json
+from pi_agent.device.local import answer, refusal, write_json
 
 MIN_VALID = 60
 LONGEST_WAIT = 300.0
-PROBLEM = "application/problem+json"
 TOKEN, BOARD, STATUS, METRICS = "/v1/token", "/v1/board", "/v1/status", "/metrics"
 REFRESH, SIGN_OUT = "/v1/refresh", "/v1/sign-out"
 METHODS = {TOKEN: "GET", BOARD: "GET", STATUS: "GET", METRICS: "GET", REFRESH: "POST", SIGN_OUT: "POST"}
@@ -190,8 +189,7 @@ def _token_status(slot: Slot, now: float) -> dict[str, object]:
 def _refuse(
     request: Request, status: int, detail: str, *, hint: str = "", reason: str = "", retry_after: int | None = None
 ) -> bytes:
-    body = problem(status, detail, hint=hint, reason=reason)
-    return answer(status, body, keep_alive=request.keep_alive, content_type=PROBLEM, retry_after=retry_after)
+    return refusal(status, detail, keep_alive=request.keep_alive, hint=hint, reason=reason, retry_after=retry_after)
 
 
 def word_for(outcome: str) -> str:

@@ -16,7 +16,7 @@ import sys
 
 from pi_agent.device import entrance
 from pi_agent.device.allow import Peer
-from pi_agent.device.local import MAX_REQUEST, BadRequestError, Request, answer, parse, problem
+from pi_agent.device.local import MAX_REQUEST, BadRequestError, Request, parse, refusal
 
 MAX_CALLERS = 2000
 MAX_CALLERS_PER_UID = 1000
@@ -209,10 +209,9 @@ class Doors:
 
     def _turn_away(self, caller: Caller) -> None:
         self.refused += 1
-        body = problem(503, "too many connections to the agent; close some, or keep one open")
-        caller.to_send = answer(503, body, keep_alive=False, content_type="application/problem+json", retry_after=1)
+        why = "too many connections to the agent; close some, or keep one open"
         try:
-            caller.channel.send(caller.to_send, AT_ONCE)
+            caller.channel.send(refusal(503, why, keep_alive=False, retry_after=1), AT_ONCE)
         except OSError:
             return  # gone already
         finally:
@@ -278,11 +277,8 @@ class Doors:
                 self._answer(caller, request, now, 0.0)
         except BadRequestError as error:
             self.refused += 1
-            body = problem(error.status, error.detail)
             pause = 1 if error.status == 429 else None
-            caller.to_send += answer(
-                error.status, body, keep_alive=False, content_type="application/problem+json", retry_after=pause
-            )
+            caller.to_send += refusal(error.status, error.detail, keep_alive=False, retry_after=pause)
             caller.closing = True
 
     def _answer(self, caller: Caller, request: Request, now: float, until: float) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 MAX_REQUEST = 4096
 MAX_KNOWN = 32
+PROBLEM = "application/problem+json"
 
 TYPE_CHECKING = False  # typing.TYPE_CHECKING without importing typing
 if TYPE_CHECKING:
@@ -104,10 +105,13 @@ def answer(
     return head.encode("ascii") + body
 
 
-def problem(status: int, detail: str, *, hint: str = "", reason: str = "") -> bytes:
-    """A problem document (RFC 9457): ``detail`` says what happened, ``hint`` what to do about it."""
+def refusal(
+    status: int, detail: str, *, keep_alive: bool, hint: str = "", reason: str = "", retry_after: int | None = None
+) -> bytes:
+    """The bytes of a problem document (RFC 9457): ``detail`` says what happened, ``hint`` what to do about it."""
     members = {"title": REASONS[status], "status": status, "detail": detail}
-    return write_json(members | ({"hint": hint} if hint else {}) | ({"reason": reason} if reason else {}))
+    body = write_json(members | ({"hint": hint} if hint else {}) | ({"reason": reason} if reason else {}))
+    return answer(status, body, keep_alive=keep_alive, content_type=PROBLEM, retry_after=retry_after)
 
 
 def write_json(value: object) -> bytes:
