@@ -11,6 +11,7 @@ import pytest
 from fleet.conftest import approve
 from fleet.support import BOARD, Pi, Reply, ask, exchange, register
 from pi_agent.fleet import audit
+from pi_agent.fleet.api import NO_OBJECT
 from pi_agent.fleet.asgi import Application
 from pi_agent.fleet.models import AccessRule, AuditEvent, Device
 
@@ -239,8 +240,18 @@ def test_a_parameter_that_stands_twice_is_refused(app: Application, path: str) -
 def test_a_body_is_an_object(app: Application, path: str, body: Any) -> None:
     """Anything else has no members, and would be taken for an object that leaves all of them out."""
     before = AuditEvent.objects.count()
-    assert problem(post(app, path, body), 400) == "body: a JSON object is wanted"
+    assert problem(post(app, path, body), 400) == NO_OBJECT
     assert AuditEvent.objects.count() == before
+
+
+@pytest.mark.parametrize(
+    "body", [b'{"name": "late", "name": "all"}', b'{"name": "x", "extra": {"a": 1, "a": 1}}', b"{,}"]
+)
+def test_a_member_that_stands_twice_is_refused(app: Application, body: bytes) -> None:
+    """Whoever looked at the request before us may have taken the other one for what is meant."""
+    headers = {"host": "localhost", "content-type": "application/json"}
+    reply = exchange(app, "POST", "/api/v1/resource-servers", body, headers, ME)
+    assert problem(reply, 400) == NO_OBJECT
 
 
 def test_a_sign_in_link_is_for_somebody(app: Application) -> None:

@@ -30,8 +30,8 @@ def write_lock() -> Iterator[None]:
         other.close()
 
 
-def test_a_change_says_that_the_registry_is_busy(browser: Browser) -> None:
-    """503 and that nothing has changed; afterwards the same form is still good."""
+def test_a_change_says_that_the_registry_is_busy(browser: Browser, caplog: pytest.LogCaptureFixture) -> None:
+    """503 and that nothing has changed, and the log has one line and no traceback; afterwards the same form is still good."""
     devices(2)
     browser.get("/devices")
     browser.post("/devices/act", query="status:pending", action="approve")
@@ -42,6 +42,7 @@ def test_a_change_says_that_the_registry_is_busy(browser: Browser) -> None:
         assert browser.post("/devices/act", **fields).status == 503
     assert "Nothing has changed" in browser.page and "our fault" not in browser.page
     assert browser.reply.headers["retry-after"]
+    assert [(record.levelname, record.exc_info) for record in caplog.records] == [("WARNING", None)]
     browser.page = shown
     assert browser.post("/devices/act", **fields).status == 302
     assert Device.objects.filter(status="approved").count() == 2

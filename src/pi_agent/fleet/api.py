@@ -8,20 +8,33 @@ for admins. Errors are problem details (RFC 9457).
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 from django.db import DatabaseError, DataError
 from django.http import HttpRequest, HttpResponse
 from ninja.errors import AuthenticationError, HttpError, ValidationError
+from ninja.parser import Parser
 
-from pi_agent.errors import PiAgentError
+from pi_agent.errors import MalformedTokenError, PiAgentError
 from pi_agent.fleet.rest import authority, devices, enrolling, log, people
 from pi_agent.fleet.rest.common import Needs, TooOftenError, around, strict
 from pi_agent.fleet.rest.document import Interface
 from pi_agent.fleet.rest.problems import problem, refusal, stranger
+from pi_agent.jws import load_json_object
 
-WORDS = {"extra_forbidden": "there is no such member", "model_attributes_type": "a JSON object is wanted"}
+WORDS = {"extra_forbidden": "there is no such member"}
+NO_OBJECT = "the body must be one JSON object, in which no member stands twice"
+
+
+class StrictParser(Parser):
+    """Reads a body once and for all: of two members with one name, two readers may take two different ones."""
+
+    def parse_body(self, request: HttpRequest) -> dict[str, Any]:
+        return load_json_object(request.body)
+
 
 api = Interface(
+    parser=StrictParser(),
     title="pi-fleet",
     version="1",
     docs_url=None,
@@ -48,7 +61,9 @@ def _on_data(request: HttpRequest, error: DataError) -> HttpResponse:
 
 @api.exception_handler(DatabaseError)
 def _on_database(request: HttpRequest, error: DatabaseError) -> HttpResponse:
-    return problem(503, "the registry cannot be used at the moment", hint="try again in a few seconds")
+    response = problem(503, "the registry cannot be used at the moment", hint="try again in a few seconds")
+    response["Retry-After"] = "5"
+    return response
 
 
 @api.exception_handler(AuthenticationError)
@@ -65,7 +80,7 @@ def _on_too_often(request: HttpRequest, error: TooOftenError) -> HttpResponse:
 
 @api.exception_handler(HttpError)
 def _on_http_error(request: HttpRequest, error: HttpError) -> HttpResponse:
-    return problem(error.status_code, str(error))
+    return problem(error.status_code, NO_OBJECT if isinstance(error.__cause__, MalformedTokenError) else str(error))
 
 
 @api.exception_handler(ValidationError)

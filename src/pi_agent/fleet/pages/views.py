@@ -59,4 +59,5 @@ def server_error(request: HttpRequest) -> HttpResponse:
     database.give_up(error)
     response = error_page(request, 503)
     response["Retry-After"] = "5"
+    response._has_been_logged = True  # type: ignore[attr-defined]  # Django would add that it is a bug, and where
     return response
