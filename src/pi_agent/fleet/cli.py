@@ -10,6 +10,7 @@ import argparse
 import importlib
 import os
 import re
+import signal
 import sys
 from collections.abc import Sequence
 from itertools import islice
@@ -40,6 +41,8 @@ example:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
+    if argv is None and "serve" in sys.argv:  # a reload must not end a server that cannot take one yet
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
     arguments = parse(sys.argv[1:] if argv is None else argv)
     try:
         code: int = arguments.run(arguments)

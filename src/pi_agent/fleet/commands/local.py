@@ -2,12 +2,6 @@
 
 from __future__ import annotations
 
-import signal
-import sys
-
-if "serve" in sys.argv:  # a reload must not end a server that cannot take one yet; the imports take longest
-    signal.signal(signal.SIGHUP, signal.SIG_IGN)
-
 import argparse
 import os
 import time
