@@ -17,7 +17,14 @@ from hypothesis import strategies as st
 
 from pi_agent import jws
 from pi_agent.errors import TransportError
-from pi_agent.fleet import InsufficientScopeError, InvalidTokenError, resource, verify_access_token
+from pi_agent.fleet import (
+    InsufficientScopeError,
+    InvalidTokenError,
+    MissingTokenError,
+    resource,
+    verify_access_token,
+    verify_authorization,
+)
 from pi_agent.fleet.resource import MAX_AGE, REFETCH_SECONDS, STALE_SECONDS, Verifier, fetch_jwks
 from pi_agent.jwk import public_key
 
@@ -299,3 +306,92 @@ def test_nothing_secret_is_in_a_repr() -> None:
     """A token that was believed shows no claims, and no token."""
     found = Verifier(ISSUER, fetch=Counted(jwks(KEY))).verify(token(), audience=AUDIENCE, now=NOW)
     assert "jti" not in repr(found)
+
+
+def test_c09_nobody_waits_for_keys_that_are_fetched_again() -> None:
+    """While one request asks a fleet that does not answer, the others are served with the keys that are there."""
+    asked, answer = threading.Event(), threading.Event()
+
+    def fetch(url: str) -> bytes:
+        if verifier.keys:
+            asked.set()
+            answer.wait(10)
+        return jwks(KEY)
+
+    verifier = Verifier(ISSUER, fetch=fetch)
+    text, later = token(exp=NOW + 99_999), NOW + MAX_AGE + 1
+    verifier.verify(text, audience=AUDIENCE, now=NOW)
+    first = threading.Thread(
+        target=verifier.verify, args=(text,), kwargs={"audience": AUDIENCE, "now": later}, daemon=True
+    )
+    first.start()
+    assert asked.wait(10)
+    second = threading.Thread(
+        target=verifier.verify, args=(text,), kwargs={"audience": AUDIENCE, "now": later}, daemon=True
+    )
+    second.start()
+    second.join(5)
+    assert not second.is_alive()
+    answer.set()
+    first.join(5)
+
+
+def test_a_fleet_that_is_down_is_in_the_log(caplog: pytest.LogCaptureFixture) -> None:
+    """Long before its keys are too old to be used, with the reason and the time that is left."""
+    fetch = Counted(jwks(KEY))
+    verifier = Verifier(ISSUER, fetch=fetch)
+    verifier.verify(token(), audience=AUDIENCE, now=NOW)
+    fetch.answer = None
+    verifier.verify(token(exp=NOW + 99_999), audience=AUDIENCE, now=NOW + 2 * 3600)
+    assert caplog.messages == [f"the keys of {ISSUER} cannot be had: down; those from before serve for 22 h"]
+
+
+def test_keys_that_cannot_be_had_say_why() -> None:
+    """And when to ask again."""
+    with pytest.raises(TransportError, match=rf"the keys of {ISSUER} cannot be had: down") as caught:
+        Verifier(ISSUER, fetch=Counted(None)).verify(token(), audience=AUDIENCE, now=NOW)
+    assert caught.value.retry_after == REFETCH_SECONDS
+    with pytest.raises(TransportError, match="cannot be fetched: Connection refused"):
+        fetch_jwks("http://127.0.0.1:1/oauth/jwks")
+
+
+@pytest.mark.parametrize("issuer", ["https://fleet.test/", "https://fleet.test/realms/x", "http://127.0.0.1:8080/"])
+def test_an_issuer_with_a_slash_is_a_mistake_in_the_settings(issuer: str) -> None:
+    """Said at once, with the issuer that it should be: no token is from it, and no key is behind it."""
+    with pytest.raises(ValueError, match=r"has a path, which no fleet's issuer has: https?://[a-z0-9.:]+$"):
+        Verifier(issuer)
+
+
+@pytest.mark.parametrize("audience", ["", None])
+def test_without_an_audience_nothing_is_checked(audience: Any) -> None:
+    """A setting that was forgotten is an error of the service, not of its callers."""
+    with pytest.raises(ValueError, match="the audience is empty"):
+        verify_access_token(token(), ISSUER, audience)
+
+
+@pytest.mark.parametrize("header", [None, "", "Bearer", "Bearer ", "Basic eyJ", "eyJ"])
+def test_a_request_without_a_token_hears_which_kind_is_wanted(header: str | None) -> None:
+    """RFC 6750 section 3.1: without an error code, since nothing was tried."""
+    with pytest.raises(MissingTokenError) as caught:
+        verify_authorization(header, ISSUER, AUDIENCE)
+    assert (caught.value.status, caught.value.challenge) == (401, "Bearer")
+
+
+BAD = 'Bearer error="invalid_token", error_description="{}"'
+
+
+def test_a_refusal_is_a_status_and_a_challenge() -> None:
+    """RFC 6750 section 3: why, in characters that a header may have; for a scope also which are needed."""
+    with pytest.raises(InvalidTokenError) as caught:
+        Verifier(ISSUER, fetch=Counted(jwks(KEY))).verify(token(aud="x"), audience='https://"é\r\n.test', now=NOW)
+    assert (caught.value.status, caught.value.challenge) == (
+        401,
+        BAD.format("it is for another audience than https://.test"),
+    )
+    found = Verifier(ISSUER, fetch=Counted(jwks(KEY))).verify(token(), audience=AUDIENCE, now=NOW)
+    with pytest.raises(InsufficientScopeError) as short:
+        found.require("write", "admin")
+    challenge = (
+        'Bearer error="insufficient_scope", error_description="the token lacks the scope admin", scope="admin write"'
+    )
+    assert (short.value.status, short.value.challenge) == (403, challenge)

@@ -7,11 +7,25 @@ May import the hall, never the device wing.
 
 from __future__ import annotations
 
-__all__ = ["AccessToken", "InsufficientScopeError", "InvalidTokenError", "verify_access_token"]
+__all__ = [
+    "AccessToken",
+    "InsufficientScopeError",
+    "InvalidTokenError",
+    "MissingTokenError",
+    "verify_access_token",
+    "verify_authorization",
+]
 
 TYPE_CHECKING = False  # typing.TYPE_CHECKING without importing typing
 if TYPE_CHECKING:
-    from pi_agent.fleet.resource import AccessToken, InsufficientScopeError, InvalidTokenError, verify_access_token
+    from pi_agent.fleet.resource import (
+        AccessToken,
+        InsufficientScopeError,
+        InvalidTokenError,
+        MissingTokenError,
+        verify_access_token,
+        verify_authorization,
+    )
 
 
 def __getattr__(name: str) -> object:
