@@ -57,11 +57,31 @@ def test_a_device_is_a_target_with_labels(app: Application, kitchen: Pi) -> None
     }
 
 
-@pytest.mark.parametrize("name", ["", "two words", "-kitchen", "küche", "a:1"])
+NO_HOSTS = ("", "two words", "-kitchen", "küche", "a:1", "a..b", "pi-0123456789abcdef")
+ELSEWHERE = (
+    "localhost",
+    "LocalHost",
+    "localhost.localdomain",
+    "x.localhost",
+    "127.0.0.1",
+    "10.1",
+    "0x7f.0x1",
+    "2130706433",
+)
+
+
+@pytest.mark.parametrize("name", [*NO_HOSTS, *ELSEWHERE])
 def test_what_is_no_host_name_goes_by_its_id(app: Application, kitchen: Pi, name: str) -> None:
     """Prometheus would refuse the whole list for the sake of one such target; a suffix belongs to names alone."""
     Device.objects.update(name=name, name_key=name)
     assert addresses(sd(app, "suffix=.lan")) == [f"{kitchen.client_id}:9100"]
+
+
+def test_a_name_that_two_devices_have_is_no_target(app: Application, kitchen: Pi) -> None:
+    """One of them would be taken for the other; a name server knows no upper case."""
+    other = approve(app, Pi(board=BOARD | {"serial": "00000000000000ff"}))
+    Device.objects.filter(client_id=other.client_id).update(name="Kitchen", name_key="kitchen")
+    assert set(addresses(sd(app))) == {f"{pi.client_id}:9100" for pi in (kitchen, other)}
 
 
 def test_targets_are_the_devices_of_the_query(app: Application, kitchen: Pi) -> None:

@@ -33,10 +33,12 @@ def live(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LiveFleet]:
     fleet.stop()
 
 
-def ansible(live: LiveFleet, folder: Path, program: str, *words: str) -> subprocess.CompletedProcess[str]:
+def ansible(
+    live: LiveFleet, folder: Path, program: str, *words: str, more: str = ""
+) -> subprocess.CompletedProcess[str]:
     """A program of Ansible with an inventory file of our plugin, which lies in ``folder`` with whatever it writes."""
     inventory = folder / "pi_agent.yml"
-    inventory.write_text(f"plugin: pi_agent.fleet.pi_agent\ndata: {live.data}\nquery: id:*\nsuffix: .lan\n")
+    inventory.write_text(f"plugin: pi_agent.fleet.pi_agent\ndata: {live.data}\nquery: id:*\nsuffix: .lan\n{more}")
     environment = {name: value for name, value in os.environ.items() if not name.startswith(("PI_FLEET_", "ANSIBLE_"))}
     environment |= {
         "HOME": str(folder),
@@ -89,6 +91,22 @@ def test_no_name_is_taken_for_another_device(live: LiveFleet, tmp_path: Path) ->
     serials = [plain(hosts[name]["pi_serial"]) for name in (first, second)]
     assert serials == ["00000000000000d1", "00000000000000d2"]
     assert "ansible_host" not in hosts[first] | hosts[second]
+
+
+def test_no_name_is_taken_for_a_group_or_for_this_machine(live: LiveFleet, tmp_path: Path) -> None:
+    """``hosts: all`` means all, ``hosts: localhost`` the operator's own machine, and a group is its members."""
+    names = ("all", "ungrouped", "All", "localhost", "127.0.0.1", "kiosks", "attics", "zz", "cellar", "Cellar")
+    made = [enroll(live, name, serial=f"00000000000000e{number}") for number, name in enumerate(names)]
+    more = "groups: {kiosks: pi_id is defined, attics: pi_name == 'zz'}\n"
+    done = ansible(live, tmp_path, "ansible-inventory", "--list", more=more)
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    hosts = found["_meta"]["hostvars"]
+    by_id = {one for name, one in zip(names, made, strict=True) if name != "zz"}
+    assert by_id < set(hosts) and set(names) & set(hosts) == {"zz"}
+    assert not any("ansible_host" in hosts[one] for one in by_id)
+    assert by_id < set(found["kiosks"]["hosts"]) and found["attics"]["hosts"] == ["zz"]
+    assert "same name" not in done.stderr
 
 
 def test_d07_what_a_device_says_is_no_template(live: LiveFleet, tmp_path: Path) -> None:

@@ -15,13 +15,12 @@ from django.http import HttpRequest, HttpResponse, JsonResponse
 from django.views.decorators.http import require_GET
 
 from pi_agent.errors import PiAgentError, UsageError
-from pi_agent.fleet import access, export, views
+from pi_agent.fleet import access, export, hosts, views
 from pi_agent.fleet.rest.common import check_parameters
 from pi_agent.fleet.rest.problems import refusal, stranger
 
 PARAMETERS = {"query": "status:approved", "port": "9100", "suffix": ""}
 COLUMNS = ("id", "name", "model", "memory", "serial", "soc", "status", "late", "key", "agent", "tag")
-HOST = re.compile(r"[A-Za-z0-9]([A-Za-z0-9.-]{0,61}[A-Za-z0-9])?", re.ASCII)
 PORT = re.compile(r"[1-9][0-9]{0,4}", re.ASCII)
 SUFFIX = re.compile(r"(\.[A-Za-z0-9-]{1,63}){0,8}", re.ASCII)
 
@@ -48,11 +47,15 @@ def targets(query: str, port: str, suffix: str, *, now: int) -> list[dict[str, A
     if not PORT.fullmatch(port) or int(port) > 65535 or not SUFFIX.fullmatch(suffix):
         raise UsageError("a port is 1 to 65535, and a suffix is like .lan")
     text = "".join(export.lines("jsonl", views.expand(query), columns=",".join(COLUMNS), sort="name", now=now))
-    return [_target(json.loads(line), port, suffix) for line in text.splitlines()]
+    devices = [json.loads(line) for line in text.splitlines()]
+    leading = hosts.leading(device["name"] for device in devices)
+    return [
+        _target(device, device["name"] + suffix if device["name"] in leading else device["id"], port)
+        for device in devices
+    ]
 
 
-def _target(device: dict[str, Any], port: str, suffix: str) -> dict[str, Any]:
-    host = device["name"] + suffix if HOST.fullmatch(device["name"]) else device["id"]
+def _target(device: dict[str, Any], host: str, port: str) -> dict[str, Any]:
     labels = {f"__meta_pi_{name}": _label(device[name]) for name in COLUMNS}
     return {"targets": [f"{host}:{port}"], "labels": labels}
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,7 @@ from ansible.utils.unsafe_proxy import wrap_var  # type: ignore[import-not-found
 
 from pi_agent.catalogue import fold, size_text
 from pi_agent.errors import PiAgentError
-from pi_agent.fleet import client
+from pi_agent.fleet import client, hosts
 from pi_agent.fleet.place import default_data
 from pi_agent.fleet.settings import load
 
@@ -25,7 +24,8 @@ short_description: Raspberry Pi fleets as inventory
 description:
   - The devices of a query become hosts, in groups by model, memory, tag and status.
   - What a device says is only ever a value; names of groups are made of letters, digits and underscores.
-  - A device goes by its name, or by its id where the name is no host name or not its alone.
+  - A device goes by its name, or by its id where the name is no host name, or also another device's, host's or group's.
+  - What other sources of the inventory have is only known when they stand before this one.
 extends_documentation_fragment:
   - constructed
 options:
@@ -49,8 +49,6 @@ options:
     default: ""
 """
 COLUMNS = "id,name,model,memory,serial,revision,soc,maker,status,auth,late,key,agent,tag,simulated"
-ID = r"pi-[0-9a-f]{16}"  # no name: it could be another device's, of this query or not
-HOST = re.compile(rf"(?!{ID}\Z)[A-Za-z0-9]([A-Za-z0-9.-]{{0,61}}[A-Za-z0-9])?", re.ASCII)
 
 
 class InventoryModule(BaseInventoryPlugin, Constructable):  # type: ignore[misc]  # their types are not known here
@@ -69,9 +67,16 @@ class InventoryModule(BaseInventoryPlugin, Constructable):  # type: ignore[misc]
         except PiAgentError as error:
             raise AnsibleParserError(f"{error}" + (f" ({error.hint})" if error.hint else "")) from error
         devices = [json.loads(line) for line in lines.splitlines()]
-        names = Counter(device["name"] for device in devices)
+        taken = {name.lower() for name in (*inventory.hosts, *inventory.groups)}
+        leading = {name for name in hosts.leading(device["name"] for device in devices) if name.lower() not in taken}
         for device in devices:
-            self._add(device, is_alone=names[device["name"]] == 1)
+            self._add(device, by_name=device["name"] in leading and device["name"] not in inventory.groups)
+        for (
+            device
+        ) in devices:  # a group can come with a later device: Ansible would take the host for it, or it for the host
+            if device["name"] in leading and device["name"] in inventory.groups and device["name"] in inventory.hosts:
+                inventory.remove_host(inventory.get_host(device["name"]))
+                self._add(device, by_name=False)
 
     def _fleet(self) -> client.Fleet:
         server = self.get_option("server")
@@ -83,12 +88,10 @@ class InventoryModule(BaseInventoryPlugin, Constructable):  # type: ignore[misc]
         data = Path(self.get_option("data") or default_data(environ)).absolute()
         return client.connect(data, lambda: load({"data": data}, environ))
 
-    def _add(self, device: dict[str, Any], *, is_alone: bool) -> None:
-        """``is_alone``: no other device of the query is called so. Of two that are, neither is meant by the name."""
-        fits = is_alone and HOST.fullmatch(device["name"]) and device["name"] not in self.inventory.hosts
-        host = device["name"] if fits else device["id"]
+    def _add(self, device: dict[str, Any], *, by_name: bool) -> None:
+        host = device["name"] if by_name else device["id"]
         self.inventory.add_host(host)
-        if fits:
+        if by_name:
             self.inventory.set_variable(host, "ansible_host", device["name"] + self.get_option("suffix"))
         for name, value in device.items():
             self.inventory.set_variable(host, f"pi_{name}", wrap_var(value))  # what a device says is never a template
