@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import json
 import secrets
 from typing import Any
 from urllib.parse import urlencode
@@ -15,7 +16,7 @@ from fleet.conftest import approve
 from fleet.support import BOARD, ISSUER, Pi, Reply, ask, claims_of, exchange, register
 from pi_agent import jws
 from pi_agent.fleet.asgi import Application
-from pi_agent.fleet.models import AccessRule, AuditEvent, Device, DeviceTag, UsedAssertion
+from pi_agent.fleet.models import AccessRule, AuditEvent, Device, DeviceKey, DeviceTag, UsedAssertion
 from pi_agent.oauth import CLIENT_ASSERTION_TYPE
 
 RSA = rsa.generate_private_key(65537, 2048)
@@ -163,6 +164,22 @@ def test_rsa_without_a_kid_is_found(app: Application) -> None:
     assert ask(app, pi.form(pi.assertion(header={"kid": None}))).status == 200
     other = approve(app, Pi(key=ed25519.Ed25519PrivateKey.generate()))
     refused(ask(app, other.form(other.assertion(header={"kid": None}))), "invalid_grant", 400)
+
+
+def test_rsa_without_a_kid_is_the_only_key_in_use(app: Application) -> None:
+    """Of two it is not clear which one is meant, so neither is; once one of them is retired it is clear again."""
+    old, new = RsaPi(key=RSA), RsaPi(key=rsa.generate_private_key(65537, 2048))
+    approve(app, old)
+    new.client_id = old.client_id
+    jwk = json.dumps(new.public.jwk)
+    DeviceKey.objects.create(device=Device.objects.get(), kid=new.public.kid, alg="RS256", jwk=jwk, created_at=0)
+
+    def unnamed(pi: RsaPi) -> int:
+        return ask(app, pi.form(pi.assertion(header={"kid": None}))).status
+
+    assert [unnamed(old), unnamed(new), ask(app, new.form()).status] == [400, 400, 200]
+    DeviceKey.objects.filter(kid=old.public.kid).update(retired_at=1)
+    assert [unnamed(old), unnamed(new)] == [400, 200]
 
 
 def test_a_basic_header_without_a_password_only_names_the_client(app: Application, pi: Pi) -> None:

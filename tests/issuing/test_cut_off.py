@@ -14,6 +14,7 @@ import subprocess
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +22,9 @@ import pytest
 
 from fleet.board import BOARD
 from fleet.live import LiveFleet
-from fleet.support import Pi
+from fleet.support import FORM, Pi, Reply
 from issuing.conftest import start
+from issuing.test_client_credentials import client_form
 from pi_agent import jws
 from pi_agent.device import enroll, identity, joining, rotate, worker
 from pi_agent.device.discovery import discover
@@ -87,19 +89,48 @@ def bought(server: LiveFleet) -> Callable[[Any, str], int]:
 
 
 @contextmanager
-def disturbed(server: LiveFleet, call: str, fault: str, n: int, log: Path) -> Iterator[Callable[[], bool]]:
-    """The server with a fault at the ``n``-th ``call`` of each of its threads; tells whether one met it."""
-    words = ["-e", f"trace={call}", "-e", f"inject={call}:{fault}:when={n}", "-o", str(log)]
+def traced(server: LiveFleet, log: Path, *words: str) -> Iterator[None]:
+    """The server under strace."""
     tracer = subprocess.Popen(
-        ["strace", "-f", "-p", str(server.process.pid), *words], stderr=subprocess.PIPE, text=True
+        ["strace", "-f", "-p", str(server.process.pid), *words, "-o", str(log)], stderr=subprocess.PIPE, text=True
     )
     assert tracer.stderr is not None
     assert "attached" in tracer.stderr.readline()
     try:
-        yield lambda: "INJECTED" in log.read_text() or "killed by SIGKILL" in log.read_text()
+        yield
     finally:
         tracer.kill()  # asked to leave, strace may wait for ever for a thread of a process that is gone
         tracer.communicate()
+
+
+@contextmanager
+def disturbed(server: LiveFleet, call: str, fault: str, n: int, log: Path) -> Iterator[Callable[[], bool]]:
+    """The server with a fault at the ``n``-th ``call`` of each of its threads; tells whether one met it."""
+    with traced(server, log, "-e", f"trace={call}", "-e", f"inject={call}:{fault}:when={n}"):
+        yield lambda: "INJECTED" in log.read_text() or "killed by SIGKILL" in log.read_text()
+
+
+def test_b23_an_answer_waits_for_the_disk(tmp_path: Path) -> None:
+    """A token, a registration, a revocation: each is answered after SQLite's log was put on disk, which kill -9 cannot show."""
+    server = start(tmp_path / "data", "")
+    try:
+        pi = server.enroll()
+        log, head = tmp_path / "strace", {"content-type": FORM}
+        with traced(server, log, "-y", "-e", "trace=fdatasync,fsync"):
+
+            def waits(ask: Callable[[], Reply]) -> int:
+                before = log.read_text().count("fleet.sqlite3-wal")
+                assert ask().status in (200, 201)
+                return log.read_text().count("fleet.sqlite3-wal") - before
+
+            tokens = [server.ask(pi.form()).json["access_token"] for _ in range(20)]
+            assert log.read_text().count("fleet.sqlite3-wal") >= len(tokens)
+            revoking = [client_form(pi, token=token) for token in tokens]
+            asked = [partial(server.request, "POST", "/oauth/revoke", form, head) for form in revoking]
+            assert min(map(waits, asked)) >= 2  # the assertion is spent, and the token is over
+            assert waits(lambda: Reply(201, {}, server.enroll(approved=False, board=None).client_id.encode())) >= 1
+    finally:
+        server.stop()
 
 
 def whole(data: Path) -> None:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import base64
+import json
 import threading
 import time
+from dataclasses import replace
 from typing import Any
 from urllib.parse import urlencode
 
@@ -19,6 +21,7 @@ from pi_agent.fleet.asgi import Application
 from pi_agent.fleet.clients import secret_hash
 from pi_agent.fleet.housekeeper import SteadyClock, purge
 from pi_agent.fleet.ledger import KEEP_USED
+from pi_agent.fleet.limits import Limit, Limits
 from pi_agent.fleet.models import AuditEvent, Device, DeviceKey, ResourceServer, RevokedToken, SigningKey
 
 SECRET = "s" * 43  # of a resource server that lives as long as one test
@@ -154,6 +157,29 @@ def test_c05_a_revoked_token_is_inactive_at_once(app: Application, pi: Pi, serve
     assert AuditEvent.objects.filter(action="token.revoked", device=pi.client_id).count() == 1
 
 
+def test_c05_a_resource_server_revokes_its_own_tokens_only(app: Application, pi: Pi, server: str) -> None:
+    """A token for somebody else stays what it was, and whoever tried is told 200 as for noise (RFC 7009 section 2.2)."""
+    other = add_server("other", "https://api.test")
+    token = token_of(app, pi)
+    assert revoke(app, token, basic(other)).status == 200
+    assert introspect(app, token, basic(server)).json["active"] is True
+    assert RevokedToken.objects.count() == 0
+
+
+def test_c06_a_token_that_is_over_is_inactive(app: Application, pi: Pi, server: str) -> None:
+    """From the very second at which it ends."""
+    token = token_of(app, pi)
+    ends = int(jws.parse(token).claims["exp"])
+    clock = [ends - 1]
+    later = Application(app.authority, clock=lambda: clock[0])
+    try:
+        assert introspect(later, token, basic(server)).json["active"] is True
+        clock[0] = ends
+        assert introspect(later, token, basic(server)).json == {"active": False}
+    finally:
+        later.close()
+
+
 def test_rfc7009_a_device_revokes_its_own_tokens(app: Application, pi: Pi, server: str) -> None:
     """By its key. For the token of another it is told 200 too, and nothing happens (RFC 7009 section 2.2)."""
     from fleet.conftest import approve
@@ -181,6 +207,31 @@ def test_rfc7009_nonsense_is_revoked_in_peace(app: Application, server: str) -> 
     """An invalid token is a 200, since it is what the client wanted; without credentials it is a 401."""
     assert revoke(app, "nonsense", basic(server)).status == 200
     assert revoke(app, "nonsense", {}).status == 401
+
+
+def test_b18_whoever_revokes_goes_by_the_name_that_signed(app: Application, pi: Pi, server: str) -> None:
+    """Another client_id, in the form or in a Basic header, is refused, and the token lives (RFC 7521 section 4.2)."""
+    token = token_of(app, pi)
+    for more, headers in (({"client_id": "pi-0000000000000000"}, {}), ({}, basic("pi-0000000000000000", ""))):
+        body = client_form(pi, token=token, **more)
+        assert exchange(app, "POST", "/oauth/revoke", body, {"content-type": FORM} | headers).status == 401
+    assert introspect(app, token, basic(server)).json["active"] is True
+
+
+@pytest.mark.parametrize("path", ["/oauth/introspect", "/oauth/revoke", "/oauth/rotate", "/oauth/register"])
+def test_b29_an_address_is_slowed_down_at_every_endpoint(app: Application, pi: Pi, path: str) -> None:
+    """Whoever guesses secrets or proofs gets no more tries than at the token endpoint; others are served."""
+    proof = json.dumps(pi.registration("nonce")).encode()
+    body, kind = (proof, "application/json") if path == "/oauth/register" else (b"token=x", FORM)
+    slow = Limit(0.01, 2)
+    limited = Application(replace(app.authority, limits=Limits(slow, slow, slow)))
+    try:
+        found = [exchange(limited, "POST", path, body, {"content-type": kind}) for _ in range(3)]
+        assert [reply.status == 429 for reply in found] == [False, False, True]
+        assert int(found[2].headers["retry-after"]) > 0
+        assert exchange(limited, "POST", path, body, {"content-type": kind}, ("192.0.2.2", 1)).status != 429
+    finally:
+        limited.close()
 
 
 def test_c11_the_secret_is_kept_as_its_hash(app: Application, server: str) -> None:
@@ -239,10 +290,11 @@ def test_rs12_a_purge_forgets_no_revocation_that_counts(app: Application, pi: Pi
         assert RevokedToken.objects.count() == left
 
 
-def test_f04_a_key_whose_time_to_be_used_is_over_revokes_nothing(app: Application, pi: Pi) -> None:
-    """It was signed in and never used: at revocation it is as little worth as for a token."""
+@pytest.mark.parametrize("state", ["pending_until", "retired_at"])
+def test_f04_a_key_that_does_not_speak_revokes_nothing(app: Application, pi: Pi, state: str) -> None:
+    """It was signed in and not used in time, or was retired: at revocation it is as little worth as for a token."""
     form = client_form(pi, token=token_of(app, pi))
-    DeviceKey.objects.update(pending_until=1)
+    DeviceKey.objects.update(**{state: 1})
     assert exchange(app, "POST", "/oauth/revoke", form, {"content-type": FORM}).status == 401
     assert RevokedToken.objects.count() == 0
 

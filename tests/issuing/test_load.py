@@ -18,7 +18,8 @@ from django.db import connection
 from fleet.live import CLEAN, COMMAND, LiveFleet
 from fleet.support import FORM, Pi, Reply, ask
 from issuing.conftest import start
-from pi_agent.fleet import clerk, housekeeper, ledger, webhooks
+from pi_agent.assertion import MAX_LIFETIME, SKEW
+from pi_agent.fleet import clerk, housekeeper, ledger, limits, webhooks
 from pi_agent.fleet.asgi import Application
 from pi_agent.fleet.line import Known, Line
 from pi_agent.fleet.models import UsedAssertion
@@ -116,6 +117,15 @@ def test_rs12_used_assertions_are_forgotten_in_small_steps(app: Application) -> 
         plan = " ".join(row[3] for row in cursor.fetchall())
     assert "expires_at" in plan and "SCAN" not in plan, plan
     UsedAssertion.objects.all().delete()
+
+
+def test_b23_an_assertion_is_not_forgotten_while_it_would_be_believed(app: Application, pi: Pi) -> None:
+    """Until its end and the skew, and by a clock that was put back as far as this server still issues (RS-09)."""
+    now = int(time.time())
+    assert ask(app, pi.form(pi.assertion(iat=now, exp=now + MAX_LIFETIME))).status == 200
+    for at, left in ((now + MAX_LIFETIME + SKEW + limits.MAX_STEP, 1), (now + 2 * ledger.KEEP_USED, 0)):
+        ledger.purge(at)
+        assert UsedAssertion.objects.filter(issuer=pi.client_id).count() == left
 
 
 def test_a_long_log_is_begun_anew(app: Application, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,9 +6,11 @@ import base64
 import json
 import logging
 import re
+import sqlite3
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 from urllib.parse import quote, urlencode
 
@@ -162,47 +164,62 @@ def test_g09_the_same_complaint_is_made_ever_more_seldom() -> None:
 
 
 def test_g10_canaries_are_nowhere(tmp_path: Path) -> None:
-    """A whole life with marked secrets: none of them is in the log, in an answer about anything else, or in a process list."""
-    server = start(tmp_path / "data", "", "--log", "json")
-    canaries: list[str] = []
+    """A whole life with marked secrets, and with a database that fails: none of them is in the log, in an answer about
+    anything else, in a process list or in a file; the keys that sign are in the database alone.
+    """
+    data = tmp_path / "data"
+    server = start(data, "", "--log", "json", "--busy-timeout", "0.1")
+    seen = b""
     try:
-        token = server.cli("enrollment-token", "--uses", "1").stdout.strip()
         made = json.loads(
             server.cli("resource-server", "add", "api", "--audience", "https://api.test", "--json").stdout
         )
+        operator = server.cli("token", "make", "operator", "--role", "admin").stdout.strip()
+        link = server.cli("sign-in-link").stdout.split()[0].rpartition("/")[2]
         pi = server.enroll()
-        assertion = pi.assertion()
+        assertion, unused = pi.assertion(), pi.assertion()
         access = server.ask(pi.form(assertion)).json["access_token"]
-        canaries = [token, made["client_secret"], assertion, access]
+        enrolling = server.cli("enrollment-token", "--uses", "1").stdout.strip()
+        canaries = [enrolling, made["client_secret"], operator, link, assertion, unused, access]
         basic = base64.b64encode(f"{made['client_id']}:{made['client_secret']}".encode()).decode()
-        seen = b""
-        for path, body in (("/oauth/introspect", f"token={access}"), ("/oauth/revoke", f"token={access}")):
-            reply = server.request(
-                "POST", path, body.encode(), {"content-type": FORM, "authorization": f"Basic {basic}"}
-            )
-            seen += reply.body
-        for form in (pi.form(assertion), pi.form(assertion + "x"), f"token={access}".encode(), access.encode()):
-            seen += server.ask(form).body
-        for path in ("/metrics", "/oauth/jwks", "/healthz", "/api/v1/devices"):
-            reply = server.request("GET", path)
-            seen += reply.body + str(reply.headers).encode()
+        form = {"content-type": FORM, "authorization": f"Basic {basic}"}
+        registration = json.dumps(pi.registration(None)).encode()
+        requests = [
+            ("POST", "/oauth/introspect", f"token={access}".encode(), form),
+            ("POST", "/oauth/revoke", f"token={access}".encode(), form),
+            ("POST", "/oauth/register", registration, {"content-type": "x", "authorization": f"Bearer {enrolling}"}),
+            *(("GET", path, b"", {}) for path in ("/metrics", "/oauth/jwks", "/healthz", f"/nothing/{access}")),
+            *(("GET", path, b"", {"authorization": f"Bearer {operator}"}) for path in ("/api/v1/devices", "/nothing")),
+        ]
+        bodies = [pi.form(assertion), pi.form(unused + "x"), f"token={access}".encode(), access.encode()]
+        with closing(sqlite3.connect(data / "fleet.sqlite3", isolation_level=None)) as other:
+            for begin in ("SELECT 1", "BEGIN IMMEDIATE"):  # once as ever, and once while nothing can be written
+                other.execute(begin)
+                for each in requests:
+                    reply = server.request(*each)
+                    seen += reply.body + str(reply.headers).encode()
+                seen += b"".join(server.ask(body).body for body in bodies)
+            assert server.ask(pi.form(unused)).status == 503
         for words in (
-            ("devices", "-o", "json"),
-            ("audit", "--all", "-o", "json"),
-            ("resource-server", "list"),
-            ("keys", "list"),
+            "devices",
+            "audit --all",
+            "resource-server list",
+            "keys list",
+            "token list",
+            "enrollment-token list",
         ):
-            done = server.cli(*words)
+            done = server.cli(*words.split())
             seen += done.stdout.encode() + done.stderr.encode()
-        seen += (
-            Path(f"/proc/{server.process.pid}/cmdline").read_bytes()
-            + Path(f"/proc/{server.process.pid}/environ").read_bytes()
-        )
+        seen += b"".join(Path(f"/proc/{server.process.pid}/{name}").read_bytes() for name in ("cmdline", "environ"))
     finally:
         _, said = server.stop()
-    database = b"".join(path.read_bytes() for path in (tmp_path / "data").glob("fleet.sqlite3*"))
-    assert leaks(canaries, seen + said.encode()) == []
-    assert leaks(canaries, database) == []
+    with closing(sqlite3.connect(data / "fleet.sqlite3")) as database:
+        ((pem,),) = database.execute("SELECT private_key FROM fleet_signingkey").fetchall()
+    files = {path.name: path.read_bytes() for path in data.iterdir() if path.is_file()}
+    assert "the database failed" in said and leaks([pem.split("\n")[1]], files["fleet.sqlite3"])
+    others = b"".join(content for name, content in files.items() if not name.startswith("fleet.sqlite3"))
+    assert leaks([*canaries, pem.split("\n")[1]], seen + said.encode() + others) == []
+    assert leaks(canaries, b"".join(files.values())) == []
     assert leaks(canaries, b"x" + quote(canaries[0]).encode() + b"x") == [canaries[0]]  # the scan itself can find one
 
 

@@ -13,9 +13,11 @@ from fleet.conftest import SETTINGS
 from fleet.support import ISSUER, Pi, ask, exchange
 from pi_agent import jws
 from pi_agent.errors import ConflictError, KeyFileError, UsageError
-from pi_agent.fleet import signing
+from pi_agent.fleet import resource, signing
 from pi_agent.fleet.asgi import Application
+from pi_agent.fleet.introspection import read_token
 from pi_agent.fleet.models import SharedSecret, SigningKey
+from pi_agent.fleet.options import MAX_LIFETIME
 from pi_agent.fleet.signing import JWKS_SECONDS, KEEP_SECONDS, PUBLISH_SECONDS
 
 NOW = int(time.time())
@@ -44,6 +46,9 @@ def test_f07_a_key_is_published_before_it_signs_and_kept_after(keys: None) -> No
     ring = signing.load_ring(SETTINGS, now=NOW + 100)
     starts = NOW + 100 + PUBLISH_SECONDS
     assert PUBLISH_SECONDS > JWKS_SECONDS  # whoever fetched the keys just before has fetched them again
+    assert (
+        KEEP_SECONDS >= MAX_LIFETIME + resource.SKEW
+    )  # the last token that it signed has ended, by any clock that is near
     for now, signs, published, words in (
         (NOW + 100, first, {first, second}, ["signing", "next"]),
         (starts - 1, first, {first, second}, ["signing", "next"]),
@@ -53,6 +58,7 @@ def test_f07_a_key_is_published_before_it_signs_and_kept_after(keys: None) -> No
     ):
         assert ring.signing(now).kid == signs
         assert {key.kid for key in ring.published(now)} == published
+        assert {kid for kid in (first, second) if ring.find(kid, now)} == published  # whose tokens are believed
         assert [key.state(now) for key in ring.keys] == words
 
 
@@ -106,12 +112,15 @@ def test_a_retired_key_is_gone_at_once(app: Application, pi: Pi, keys: None) -> 
     """It is not published, its tokens are inactive, its private half is destroyed; the last one cannot be retired."""
     app.reload()
     kid = app.authority.ring.signing(NOW).kid
+    token = ask(app, pi.form()).json["access_token"]
+    assert read_token(token, now=NOW, authority=app.authority) is not None
     with pytest.raises(ConflictError):
         signing.retire(kid, now=NOW)
     signing.rotate(SETTINGS, now=NOW, at_once=True)
     signing.retire(kid, now=NOW)
     app.reload()
     assert kid not in {key["kid"] for key in exchange(app, "GET", "/oauth/jwks").json["keys"]}
+    assert read_token(token, now=NOW, authority=app.authority) is None
     assert SigningKey.objects.get(kid=kid).private_key == ""
     with pytest.raises(UsageError):
         signing.retire(kid, now=NOW)
@@ -146,6 +155,17 @@ def test_sealed_values_cannot_change_places(keys: None) -> None:
     assert signing.unseal(sealed, SEALED, "a") == b"data"
     with pytest.raises(KeyFileError):
         signing.unseal(sealed, SEALED, "b")
+
+
+def test_rs10_keys_that_changed_places_are_damaged(keys: None) -> None:
+    """Tokens under the kid of another key would be refused everywhere: nothing is signed, and no key is made up."""
+    signing.load_ring(SETTINGS, now=NOW)
+    signing.rotate(SETTINGS, now=NOW)
+    first, second = SigningKey.objects.order_by("id")
+    SigningKey.objects.filter(pk=first.pk).update(private_key=second.private_key)
+    with pytest.raises(KeyFileError, match=f"{first.kid} is damaged"):
+        signing.load_ring(SETTINGS, now=NOW)
+    assert SigningKey.objects.count() == 2
 
 
 def test_servers_that_share_a_database_share_their_secret(keys: None) -> None:
