@@ -98,8 +98,8 @@ def test_requests_that_come_together_are_answered_each_by_its_own_key(
     stranger = Pi(client_id="pi-stranger")
     bodies = [each.form() for each in good]
     bodies += [good[0].form(Pi(client_id=good[0].client_id).assertion(header={"kid": good[0].public.kid}))]
-    names = dict.fromkeys(("iss", "sub"), good[0].client_id)
-    bodies += [stranger.form(), good[0].form(good[1].assertion(**names)), b"grant_type=nothing"]
+    liar = Pi(key=good[1].key, client_id=good[0].client_id)
+    bodies += [stranger.form(), liar.form(), b"grant_type=nothing"]
     requests = [Request("POST", body, FORM) for body in bodies]
     clients._remembered.clear()
     asked: list[set[str]] = []

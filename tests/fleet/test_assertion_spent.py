@@ -9,15 +9,19 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import pytest
+from django.db import DataError
 
 from fleet.conftest import SETTINGS, approve
-from fleet.support import BOARD, Pi, ask, claims_of
+from fleet.support import BOARD, FORM, Pi, ask, claims_of
+from pi_agent.fleet import grants
 from pi_agent.fleet.asgi import Application
 from pi_agent.fleet.limits import Limit, Limits
 from pi_agent.fleet.models import AuditEvent, Device, UsedAssertion
 from pi_agent.fleet.tokens import Authority, load_authority
+from pi_agent.fleet.web import Request
 
 
 def test_b21_the_second_use_is_refused(app: Application, pi: Pi) -> None:
@@ -115,6 +119,14 @@ def test_contacts_are_noted(app: Application, pi: Pi) -> None:
     Device.objects.update(refused_at=None, refused_reason="")
     assert ask(app, pi.form(Pi(client_id=pi.client_id).assertion())).status == 400
     assert Device.objects.get().refused_at is None, "a stranger can say nothing about a device"
+
+
+def test_a_device_that_waits_is_seen_and_not_refused(app: Application, pi: Pi) -> None:
+    """Whoever looks for a board in the pending list sees that it is alive."""
+    Device.objects.update(status="pending", seen_at=1)
+    assert ask(app, pi.form()).json["error"] == "authorization_pending"
+    device = Device.objects.get()
+    assert ((device.seen_at or 0) > 1, device.auth_at, device.refused_at) == (True, None, None)
 
 
 def test_b21_a_replay_is_no_refusal_of_the_device(app: Application, pi: Pi) -> None:
@@ -216,6 +228,26 @@ def test_rs01_service_goes_on_after_the_lock(app: Application, pi: Pi) -> None:
     other.rollback()
     other.close()
     assert ask(app, body).status == 200
+
+
+def test_a_claim_that_the_database_refuses_fails_alone(app: Application, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those that were in its transaction are served all the same, and each assertion is spent once."""
+    pis = [approve(app, Pi(board=None)) for _ in range(3)]
+    decide = grants._decide
+
+    def stumble(claim: grants.Claim, *more: Any) -> Any:
+        if claim.verified.issuer == pis[1].client_id:
+            raise DataError("a value that does not fit")
+        return decide(claim, *more)
+
+    monkeypatch.setattr(grants, "_decide", stumble)
+    requests, now = [Request("POST", pi.form(), FORM) for pi in pis], int(time.time())
+    claims = [
+        each for each in grants.read(requests, now=now, authority=app.authority) if isinstance(each, grants.Claim)
+    ]
+    assert [reply.status for reply in grants.settle(claims, now=now, authority=app.authority)] == [200, 503, 200]
+    monkeypatch.undo()
+    assert [ask(app, request.body).status for request in requests] == [400, 200, 400]
 
 
 def test_b31_an_enrollment_proof_buys_no_token(app: Application, pi: Pi) -> None:

@@ -143,6 +143,12 @@ def test_b30_there_is_no_refresh_token(app: Application, pi: Pi) -> None:
     assert (answer["token_type"], answer["expires_in"]) == ("Bearer", 1800)
 
 
+def test_the_hint_when_to_come_again_is_spread(app: Application, pi: Pi) -> None:
+    """Around half the token's life, and not the same for all: devices that started together do not stay together."""
+    hints = [ask(app, pi.form()).json["refresh_in"] for _ in range(12)]
+    assert min(hints) >= 810 and max(hints) <= 990 and len(set(hints)) > 3
+
+
 @anything_goes
 @given(body=st.binary(max_size=300) | st.text(max_size=300).map(str.encode), kind=st.sampled_from([FORM, "", "x/y"]))
 def test_b26_no_body_gives_a_5xx(app: Application, body: bytes, kind: str) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import http.client
 import json
+from collections.abc import Iterator
 from typing import Any
 from urllib.parse import urlencode
 
@@ -10,7 +12,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from fleet.live import LiveFleet
 from fleet.support import FORM, Pi, exchange
+from issuing.conftest import start
 from issuing.test_introspection import add_server, basic
 from pi_agent.errors import OAuthError
 from pi_agent.fleet.asgi import Application
@@ -54,6 +58,38 @@ def test_b26_any_bytes_are_answered(app: Application, path: str, body: bytes, ki
     reply = exchange(app, "POST", path, body, {"content-type": kind})
     assert 400 <= reply.status < 500
     assert len(body) < 8 or body not in reply.body
+
+
+@pytest.fixture(scope="module")
+def live(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LiveFleet]:
+    found = start(tmp_path_factory.mktemp("fuzz") / "data", "")
+    yield found
+    assert found.stop() == (0, "")
+
+
+@pytest.mark.parametrize(
+    "path", ["/oauth/token", "/oauth/introspect", "/oauth/revoke", "/oauth/register", "/oauth/rotate"]
+)
+def test_b26_no_bytes_cost_the_connection(live: LiveFleet, path: str) -> None:
+    """By real HTTP, token requests by their short way too: one answer for each, on the same connection, and a silent log."""
+    connection = http.client.HTTPConnection("127.0.0.1", live.port, timeout=20)
+    connection.connect()
+    peer = connection.sock
+
+    @TRIES
+    @given(
+        body=st.binary(max_size=400) | FORMS.map(lambda form: urlencode(form, errors="surrogatepass").encode()),
+        kind=st.sampled_from([FORM, "application/json", "x/y; charset=utf-16"]),
+        authorization=st.sampled_from(["x", "Basic x"]),
+    )
+    def ask(body: bytes, kind: str, authorization: str) -> None:
+        connection.request("POST", path, body, {"content-type": kind, "authorization": authorization})
+        answer = connection.getresponse()
+        assert 400 <= answer.status < 500 and json.loads(answer.read())["error"]
+        assert connection.sock is peer and not answer.will_close
+
+    ask()
+    connection.close()
 
 
 JSON_VALUES: Any = st.recursive(
