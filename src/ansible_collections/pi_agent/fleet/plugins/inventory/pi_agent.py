@@ -71,9 +71,8 @@ class InventoryModule(BaseInventoryPlugin, Constructable):  # type: ignore[misc]
         leading = {name for name in hosts.leading(device["name"] for device in devices) if name.lower() not in taken}
         for device in devices:
             self._add(device, by_name=device["name"] in leading and device["name"] not in inventory.groups)
-        for (
-            device
-        ) in devices:  # a group can come with a later device: Ansible would take the host for it, or it for the host
+        # A group can come with a later device: Ansible would take the host for it, or it for the host.
+        for device in devices:
             if device["name"] in leading and device["name"] in inventory.groups and device["name"] in inventory.hosts:
                 inventory.remove_host(inventory.get_host(device["name"]))
                 self._add(device, by_name=False)
