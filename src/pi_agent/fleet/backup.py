@@ -21,6 +21,7 @@ from pi_agent.errors import ConfigError, PiAgentError, UsageError
 from pi_agent.fleet import folder
 
 PAGES = 1000
+MAGIC = b"SQLite format 3\0"
 STRICT = "('rejected', 'quarantined', 'revoked')"
 
 
@@ -113,6 +114,15 @@ def _told(copied: Callable[[int, int], object]) -> Callable[[int, int, int], obj
     return progress
 
 
+def is_sqlite(path: Path) -> bool:
+    """Whether the file begins as SQLite's do. One that cannot be read may be one: ``check`` says what is wrong with it."""
+    try:
+        with path.open("rb") as file:
+            return file.read(len(MAGIC)) == MAGIC
+    except OSError:
+        return True
+
+
 def check(path: Path) -> dict[str, int]:
     """What is in a backup: ``devices``, ``audit_lines``, and ``newest`` (seconds since 1970). Raises BackupError."""
     try:
@@ -170,27 +180,46 @@ def restore(database: Path, copy: Path, *, keep: Losses | None) -> Path | None:
 
     ``keep`` is carried over into what is restored. Answers where the database from before is now.
     """
-    draft = database.with_name(f".{database.name}-{secrets.token_hex(8)}")
-    before = _unused(database.with_name(f"{database.name}.before-restore")) if database.exists() else None
+    with draft(database, copy, keep=keep) as made:
+        before = set_aside(database)
+        made.replace(database)
+        folder.sync_folder(database.parent)
+    return before
+
+
+@contextmanager
+def draft(database: Path, copy: Path, *, keep: Losses | None) -> Iterator[Path]:
+    """What is to be restored: the backup, less its sessions, and with what was used up in ``database`` since, and ``keep``."""
+    made = database.with_name(f".{database.name}-{secrets.token_hex(8)}")
     try:
-        os.close(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600))
-        with _open(copy) as source, closing(sqlite3.connect(draft)) as target:
+        os.close(os.open(made, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600))
+        with _open(copy) as source, closing(sqlite3.connect(made)) as target:
             source.backup(target)
             with target:
                 for table in _tables(target, "main") & {"django_session", "fleet_signinlink"}:
                     target.execute(f"DELETE FROM {table}")  # noqa: S608  # constants
-        if before is not None:
-            with closing(sqlite3.connect(draft, isolation_level=None, uri=True)) as target:
+        if database.exists():
+            with closing(sqlite3.connect(made, isolation_level=None, uri=True)) as target:
                 _carry_over(target, database, keep or Losses())
-            _close_log(database)
-            database.replace(before)
-        folder.sync_file(draft)
-        draft.replace(database)
-        folder.sync_folder(database.parent)
+        folder.sync_file(made)
+        yield made
     except (OSError, sqlite3.Error) as error:
         raise ConfigError(f"cannot restore {copy}: {_reason(error)}", path=str(database)) from error
     finally:
-        draft.unlink(missing_ok=True)
+        made.unlink(missing_ok=True)
+
+
+def set_aside(database: Path) -> Path | None:
+    """Give the database another name, so that no server takes it for the fleet's. Answers that name."""
+    if not database.exists():
+        return None
+    before = _unused(database.with_name(f"{database.name}.before-restore"))
+    try:
+        _close_log(database)
+        database.replace(before)
+        folder.sync_folder(database.parent)
+    except (OSError, sqlite3.Error) as error:
+        raise ConfigError(f"cannot rename {database} to {before.name}: {_reason(error)}", path=str(database)) from error
     return before
 
 

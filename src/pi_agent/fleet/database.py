@@ -12,12 +12,17 @@ import resource
 import shlex
 import time
 import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pi_agent.errors import ConfigError, TransportError
 from pi_agent.fleet import counters, folder
 from pi_agent.fleet.settings import Settings
+
+if TYPE_CHECKING:
+    from django.db.backends.base.base import BaseDatabaseWrapper
 
 log = logging.getLogger("pi_agent.fleet")
 
@@ -26,6 +31,7 @@ POOL_SIZE = 22  # of the 21 threads that may want a connection, none waits for a
 SHARE = 4  # how much longer a chore waits than it works
 CONNECT_SECONDS = 3
 LOCK_MS, STATEMENT_MS, IDLE_MS = 4_000, 30_000, 60_000
+APPLICATION = "pi-fleet"  # how PostgreSQL lists the sessions of our servers and commands
 
 # FULL: a used assertion and a revocation must outlive a power cut, not only a crash of this process. A token's
 # transaction waits for the disk together with all the others that are there by then (``clerk``). The write-ahead log
@@ -69,6 +75,7 @@ def _postgres(settings: Settings) -> dict[str, Any]:
         "idle_in_transaction_session_timeout": IDLE_MS,
     }
     options: dict[str, Any] = {
+        "application_name": APPLICATION,
         "connect_timeout": CONNECT_SECONDS,
         "tcp_user_timeout": CONNECT_SECONDS * 1000,
         "options": " ".join(f"-c {name}={value}" for name, value in limits.items()),
@@ -165,13 +172,9 @@ def migrate(settings: Settings) -> None:
     from pi_agent.fleet.executor import Executor
 
     try:
-        with folder.locked(settings.data / "migrate.lock"):
-            _lock_session(connection, acquire=True)
-            try:
-                refuse_newer(settings)
-                Executor(connection).migrate_all()
-            finally:
-                _lock_session(connection, acquire=False)
+        with folder.locked(settings.data / "migrate.lock"), migrating():
+            refuse_newer(settings.database_name, connection)
+            Executor(connection).migrate_all()
     except OperationalError as error:
         connection.close()
         # No ConfigError: it may be there in a minute, and systemd starts no server again that a setting has ended.
@@ -204,9 +207,8 @@ def _why(settings: Settings) -> str:
     return ""
 
 
-def refuse_newer(settings: Settings) -> None:
+def refuse_newer(name: str, connection: BaseDatabaseWrapper) -> None:
     """Raise ConfigError when the database holds migrations that this version does not know (requirement RS-14)."""
-    from django.db import connection  # as above
     from django.db.migrations.loader import MigrationLoader
 
     loader = MigrationLoader(connection)
@@ -215,7 +217,7 @@ def refuse_newer(settings: Settings) -> None:
     )
     if unknown:
         raise ConfigError(
-            f"{settings.database_name} was written by a newer pi-fleet ({unknown[-1]})",
+            f"{name} was written by a newer pi-fleet ({unknown[-1]})",
             hint="install that version again, or restore a backup from before",
         )
 
@@ -226,18 +228,26 @@ def pending(settings: Settings) -> list[str]:
 
     from pi_agent.fleet.executor import Executor
 
-    refuse_newer(settings)
+    refuse_newer(settings.database_name, connection)
     executor = Executor(connection)
     return [migration.name for migration, _ in executor.migration_plan(executor.loader.graph.leaf_nodes())]
 
 
-def _lock_session(connection: Any, *, acquire: bool) -> None:
-    """Servers that start together on one PostgreSQL migrate one after the other."""
-    if connection.vendor == "postgresql":
-        name = "pg_advisory_lock" if acquire else "pg_advisory_unlock"
-        with connection.cursor() as cursor:
-            cursor.execute("SET lock_timeout = 0" if acquire else "RESET lock_timeout")
-            cursor.execute(f"SELECT {name}(%s)", [_number("migrate")])
+@contextmanager
+def migrating() -> Iterator[None]:
+    """Servers that start together on one PostgreSQL migrate one after the other: the next waits here."""
+    from django.db import connection  # as above
+
+    def lock_session(statement: str) -> None:
+        if connection.vendor == "postgresql":
+            with connection.cursor() as cursor:
+                cursor.execute(statement, [_number("migrate")])
+
+    lock_session("SET lock_timeout = 0; SELECT pg_advisory_lock(%s)")
+    try:
+        yield
+    finally:
+        lock_session("RESET lock_timeout; SELECT pg_advisory_unlock(%s)")
 
 
 def _number(purpose: str) -> int:

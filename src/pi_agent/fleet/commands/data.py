@@ -14,11 +14,12 @@ from typing import TYPE_CHECKING, Any
 
 from pi_agent.errors import ConfigError, ConflictError, UsageError
 from pi_agent.fleet import backup as backups
-from pi_agent.fleet import client, folder
+from pi_agent.fleet import client, folder, served
 from pi_agent.fleet import settings as fleet_settings
 from pi_agent.fleet.backup import Losses
 from pi_agent.fleet.commands import in_place
 from pi_agent.fleet.commands.common import AS_JSON, command, count, say, settings_of
+from pi_agent.fleet.options import OPTIONS
 from pi_agent.fleet.progress import Progress
 from pi_agent.fleet.served import adopted
 from pi_agent.fleet.settings import Settings
@@ -37,6 +38,12 @@ def add_commands(commands: Any) -> None:
     parser.add_argument("--json", **AS_JSON)
     parser = command(commands, "restore", "put a backup in the place of the database", restore)
     parser.add_argument("file", type=Path, metavar="FILE", help="the backup")
+    parser.add_argument(
+        "--database",
+        dest="database_url",
+        metavar=OPTIONS["database_url"].metavar,
+        help="an empty PostgreSQL database, for the backup of a SQLite one",
+    )
     choice = parser.add_mutually_exclusive_group()
     choice.add_argument("--keep-revocations", action="store_true", help="what was revoked since stays revoked")
     choice.add_argument("--forget-revocations", action="store_true", help="it does not")
@@ -57,7 +64,9 @@ def migrate(arguments: argparse.Namespace) -> int:
 def backup(arguments: argparse.Namespace) -> int:
     """Copy the database to a file, also while the server runs."""
     settings = _here(arguments)
-    _sqlite_only(settings, f"pg_dump --format=custom --file={arguments.file} {shlex.quote(settings.database_name)}")
+    if settings.shares_database:
+        dump = f"pg_dump --format=custom --file={arguments.file} {shlex.quote(settings.database_name)}"
+        raise UsageError("PostgreSQL has its own tools for this", hint=dump)
     if not settings.database.exists():
         raise client.absent(settings)
     try:
@@ -74,11 +83,13 @@ def backup(arguments: argparse.Namespace) -> int:
 
 
 def restore(arguments: argparse.Namespace) -> int:
-    """Put a backup in the place of the database."""
+    """Put a backup in the place of the database, or the backup of a SQLite database into an empty PostgreSQL."""
     settings = _here(arguments)
-    _sqlite_only(
-        settings, f"pg_restore --clean --if-exists --dbname={shlex.quote(settings.database_name)} {arguments.file}"
-    )
+    if settings.shares_database and not backups.is_sqlite(arguments.file):
+        dump = f"pg_restore --clean --if-exists --dbname={shlex.quote(settings.database_name)} {arguments.file}"
+        raise UsageError(
+            f"{arguments.file} is no backup of SQLite; PostgreSQL has its own tools for its own", hint=dump
+        )
     folder.prepare(settings.data)
     lock = folder.take_lock(settings.lock)  # no server may run
     now = int(time.time())
@@ -90,16 +101,47 @@ def restore(arguments: argparse.Namespace) -> int:
             "the restore would forget what was revoked since",
             hint="add --keep-revocations to do it again, or --forget-revocations",
         )
-    before = backups.restore(settings.database, arguments.file, keep=lost if arguments.keep_revocations else None)
-    _record(_opened(settings), arguments, now)
+    put = _move if settings.shares_database else _replace
+    before = put(settings, arguments, lost if arguments.keep_revocations else None, now)
     os.close(lock)
     if before is not None:
         say(f"the database from before is {before}")
     else:
         say("assertions that were used since the backup could be used once more: wait 5 minutes before serving")
+    if arguments.database_url:
+        say(f"before the server starts: write database_url into {settings.data}/fleet.toml")
     if arguments.json:
         _print({"schema": "pi-fleet.restore/1", **found, "lost": asdict(lost)})
     return 0
+
+
+def _replace(settings: Settings, arguments: argparse.Namespace, keep: Losses | None, now: int) -> Path | None:
+    before = backups.restore(settings.database, arguments.file, keep=keep)
+    _opened(settings)
+    fleet_settings.migrate()
+    _record(arguments, now)
+    return before
+
+
+def _move(settings: Settings, arguments: argparse.Namespace, keep: Losses | None, now: int) -> Path | None:
+    """From SQLite to PostgreSQL. From then on the folder's commands know that the fleet is there, and not in its file."""
+    _opened(settings)
+    from pi_agent.fleet import moving  # models exist only once Django is set up
+
+    try:
+        with (
+            moving.empty_database(settings),
+            backups.draft(settings.database, arguments.file, keep=keep) as draft,
+            Progress("rows") as progress,
+        ):
+            moving.fill(draft, copied=progress.reach)
+            _record(arguments, now)
+    except KeyboardInterrupt:
+        say(f"interrupted: nothing was written into {settings.database_name}")
+        raise
+    if served.last(settings.data) is not None:
+        served.note(settings)
+    return backups.set_aside(settings.database)
 
 
 def doctor(arguments: argparse.Namespace) -> int:
@@ -153,8 +195,7 @@ def _opened(settings: Settings) -> Settings:
     return settings
 
 
-def _record(settings: Settings, arguments: argparse.Namespace, now: int) -> None:
-    fleet_settings.migrate()
+def _record(arguments: argparse.Namespace, now: int) -> None:
     from pi_agent.fleet import audit  # models exist only once Django is set up
     from pi_agent.fleet.audit import Event
 
@@ -166,11 +207,6 @@ def _me() -> Actor:
     from pi_agent.fleet.audit import Actor  # the same
 
     return Actor(folder.user_name(os.geteuid()), "pi-fleet")
-
-
-def _sqlite_only(settings: Settings, command: str) -> None:
-    if settings.shares_database:
-        raise UsageError("PostgreSQL has its own tools for this", hint=command)
 
 
 def _tell(lost: Losses) -> None:
