@@ -23,6 +23,7 @@ from pi_agent.fleet import audit, database, folder
 from pi_agent.fleet.audit import Actor, Event
 from pi_agent.fleet.models import Operator, OperatorToken
 from pi_agent.fleet.settings import current
+from pi_agent.fleet.sources import source_of
 
 ROLES = {
     "reader": "looks at everything and changes nothing",
@@ -67,8 +68,6 @@ class Caller:
 
 def caller_of(request: HttpRequest, now: int) -> Caller | None:
     """Who makes a request, or None for a stranger. A wrong token is a stranger, whatever else the request has."""
-    from pi_agent.fleet.asgi import source_of  # the application serves metrics, and those ask who calls
-
     source = source_of(request.scope)  # type: ignore[attr-defined]  # an ASGIRequest has a scope
     authorization = request.headers.get("authorization")
     if authorization is not None:

@@ -22,15 +22,14 @@ from pi_agent.fleet import counters, database, enrollment, health, introspection
 from pi_agent.fleet.clerk import BUG, FAILED, MAX_WAITING, Clerk, log
 from pi_agent.fleet.pages import static_files
 from pi_agent.fleet.rest import PROGRAMS
-from pi_agent.fleet.sources import client_behind, networks
+from pi_agent.fleet.sources import client_behind, networks, source_of
 from pi_agent.fleet.threaded import Threaded, close_pool
 from pi_agent.fleet.tokens import Authority, load_authority
 from pi_agent.fleet.web import (
     MAX_BODY,
-    NO_STORE,
+    READ_ONLY,
     Answer,
     Request,
-    json_answer,
     oauth_refusal,
     problem_answer,
     too_large,
@@ -142,15 +141,6 @@ class Application:
         self.clerk.close()
         self.django.close()
         close_pool(self.pool, THREADS)
-
-
-READ_ONLY = json_answer(405, {"error": "invalid_request"}, {**NO_STORE, "allow": "GET, HEAD"})
-
-
-def source_of(scope: Scope) -> str:
-    """The peer: an IP address, or ``uid 1000`` on the local socket (``server.Protocol`` puts it there)."""
-    host, port = scope.get("client") or ("", 0)
-    return f"uid {port}" if host == "uid" else str(host)
 
 
 async def read_body(headers: Mapping[bytes, bytes], receive: Receive, seconds: float) -> bytes:

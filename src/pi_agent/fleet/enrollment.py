@@ -26,7 +26,7 @@ from pi_agent.assertion import VerifiedAssertion
 from pi_agent.catalogue import fold
 from pi_agent.errors import InvalidAssertionError, MalformedTokenError, OAuthError, UnreadableBoardError
 from pi_agent.fleet import audit, clones, database, ledger, preauthorise
-from pi_agent.fleet.grants import USED, check_source
+from pi_agent.fleet.grants import NOT_WRITABLE, USED, check_source
 from pi_agent.fleet.limits import wait_of_source
 from pi_agent.fleet.models import Device, DeviceKey, EnrollmentToken
 from pi_agent.fleet.policy import board_changes, normal_board
@@ -70,7 +70,7 @@ def answer(request: Request, *, now: int, authority: Authority) -> Answer:
         return oauth_refusal(OAuthError("invalid_client_metadata", f"the proof cannot be believed: {error}"))
     except DatabaseError as error:
         database.give_up(error)
-        return oauth_refusal(try_again("the registry cannot be written to at the moment"))
+        return oauth_refusal(try_again(NOT_WRITABLE))
 
 
 def _register(request: Request, now: int, authority: Authority) -> Answer:

@@ -6,7 +6,7 @@ from django.db import DatabaseError, connection
 
 from pi_agent.errors import OAuthError
 from pi_agent.fleet.tokens import Authority
-from pi_agent.fleet.web import NO_STORE, Answer, Request, json_answer
+from pi_agent.fleet.web import NO_STORE, READ_ONLY, Answer, Request, json_answer
 
 ALIVE = json_answer(200, {"status": "ok"})
 
@@ -14,7 +14,7 @@ ALIVE = json_answer(200, {"status": "ok"})
 def ready(request: Request, *, now: int, authority: Authority) -> Answer:
     """200 when tokens can be issued: the database answers, a key can sign, the clock is not behind."""
     if request.method not in ("GET", "HEAD"):
-        return json_answer(405, {"error": "invalid_request"}, {**NO_STORE, "allow": "GET, HEAD"})
+        return READ_ONLY
     missing = [name for name, check in CHECKS.items() if not check(authority, now)]
     if missing:
         return json_answer(503, {"status": "not ready", "missing": missing}, {**NO_STORE, "retry-after": "5"})

@@ -14,7 +14,7 @@ from pi_agent.errors import InvalidAssertionError, MalformedTokenError, OAuthErr
 from pi_agent.fleet import audit, database, ledger
 from pi_agent.fleet.clients import authenticate, authenticate_resource_server, named_by_basic
 from pi_agent.fleet.devicekeys import speaks
-from pi_agent.fleet.grants import CLIENT_CREDENTIALS, USED, check_source, read_client_assertion, refused
+from pi_agent.fleet.grants import CLIENT_CREDENTIALS, NOT_WRITABLE, USED, check_source, read_client_assertion, refused
 from pi_agent.fleet.models import Device, RevokedToken
 from pi_agent.fleet.tokens import Authority
 from pi_agent.fleet.web import Answer, Request, json_answer, oauth_refusal, read_form, try_again
@@ -55,7 +55,7 @@ def revoke(request: Request, *, now: int, authority: Authority) -> Answer:
         return refused(CLIENT_CREDENTIALS, error)
     except DatabaseError as error:
         database.give_up(error)
-        return oauth_refusal(try_again("the registry cannot be written to at the moment"))
+        return oauth_refusal(try_again(NOT_WRITABLE))
     return json_answer(200, {})
 
 

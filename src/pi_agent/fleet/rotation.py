@@ -22,7 +22,7 @@ from pi_agent.errors import InvalidAssertionError, MalformedTokenError, OAuthErr
 from pi_agent.fleet import audit, clients, clones, database, ledger
 from pi_agent.fleet.devicekeys import speaks
 from pi_agent.fleet.enrollment import NONCE_WANTED, check_nonce, make_nonce, read_key
-from pi_agent.fleet.grants import USED, check_source
+from pi_agent.fleet.grants import NOT_WRITABLE, USED, check_source
 from pi_agent.fleet.models import Device, DeviceKey
 from pi_agent.fleet.tokens import Authority
 from pi_agent.fleet.web import Answer, Request, check_post, json_answer, oauth_refusal, try_again
@@ -57,7 +57,7 @@ def answer(request: Request, *, now: int, authority: Authority) -> Answer:
         return oauth_refusal(OAuthError("invalid_grant", str(error)))
     except DatabaseError as error:
         database.give_up(error)
-        return oauth_refusal(try_again("the registry cannot be written to at the moment"))
+        return oauth_refusal(try_again(NOT_WRITABLE))
 
 
 def _rotate(request: Request, now: int, authority: Authority) -> Answer:

@@ -6,7 +6,8 @@ Nothing else that a proxy says is looked at: the server's name and scheme are se
 from __future__ import annotations
 
 import ipaddress
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 FORWARDED_FOR = b"x-forwarded-for"
 
@@ -16,6 +17,12 @@ Client = tuple[str, int]
 
 def networks(names: Iterable[str]) -> tuple[Network, ...]:
     return tuple(ipaddress.ip_network(name) for name in names)
+
+
+def source_of(scope: Mapping[str, Any]) -> str:
+    """The peer: an IP address, or ``uid 1000`` on the local socket (``protocol`` puts it there)."""
+    host, port = scope.get("client") or ("", 0)
+    return f"uid {port}" if host == "uid" else str(host)
 
 
 def client_behind(peer: Client, headers: Iterable[tuple[bytes, bytes]], proxies: Sequence[Network]) -> Client:

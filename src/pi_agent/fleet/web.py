@@ -50,6 +50,9 @@ def json_answer(
     return Answer(status, compact_json(members).encode(), {"content-type": "application/json", **headers}, outcome)
 
 
+READ_ONLY = json_answer(405, {"error": "invalid_request"}, {**NO_STORE, "allow": "GET, HEAD"})
+
+
 def oauth_refusal(error: OAuthError, **more: str) -> Answer:
     """An OAuth error answer (RFC 6749 section 5.2), with the header that each status asks for. ``more`` adds members."""
     headers = dict(NO_STORE)
@@ -70,10 +73,10 @@ def problem_answer(error: OAuthError) -> Answer:
     return json_answer(error.status, members, {**NO_STORE, "content-type": "application/problem+json"})
 
 
-def try_again(description: str, *, status: int = 503, error: str = "temporarily_unavailable") -> OAuthError:
+def try_again(description: str) -> OAuthError:
     """The server cannot serve this now. The wait is random, so that those who were sent away do not return together."""
     wait = random.choice(RETRY_SPREAD)  # noqa: S311  # a spread, not a secret
-    return OAuthError(error, description, status=status, retry_after=wait)
+    return OAuthError("temporarily_unavailable", description, status=503, retry_after=wait)
 
 
 def too_large() -> OAuthError:

@@ -18,10 +18,10 @@ from django.utils.http import url_has_allowed_host_and_scheme
 from django.views.decorators.http import require_POST
 
 from pi_agent.fleet import access, audit, database
-from pi_agent.fleet.asgi import source_of
 from pi_agent.fleet.audit import Actor, Event
 from pi_agent.fleet.rates import Rate
 from pi_agent.fleet.signin import LINK_SECONDS, spend_link
+from pi_agent.fleet.sources import source_of
 
 TRIES = Rate(limit=30, seconds=60)  # of one address; a link has 192 random bits, this only keeps the log small
 BACKEND = "django.contrib.auth.backends.ModelBackend"

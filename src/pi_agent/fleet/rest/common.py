@@ -27,12 +27,12 @@ from pydantic_core import PydanticCustomError
 from pi_agent.errors import UsageError
 from pi_agent.fleet import access, audit
 from pi_agent.fleet.access import Caller, ForbiddenError
-from pi_agent.fleet.asgi import source_of
 from pi_agent.fleet.audit import Actor, Event
 from pi_agent.fleet.models import RememberedAnswer
 from pi_agent.fleet.rates import Rate
 from pi_agent.fleet.rest.problems import problem
 from pi_agent.fleet.settings import current
+from pi_agent.fleet.sources import source_of
 
 SAFE = ("GET", "HEAD", "OPTIONS")
 CALLS = Rate(limit=1200, seconds=60)
