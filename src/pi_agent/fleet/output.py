@@ -28,6 +28,11 @@ def plain(text: str) -> str:
     return "".join(character if character.isprintable() else "?" for character in text)
 
 
+def one_line(text: str) -> str:
+    """Text of a form as one printable line."""
+    return "".join(character if character.isprintable() else " " for character in text).strip()
+
+
 def memory(mib: int | None) -> str:
     """``1 GB`` for people; 1 GB is 1024 MiB, as memory is sold."""
     if mib is None:

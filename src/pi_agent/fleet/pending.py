@@ -54,16 +54,20 @@ def describe(device: Device) -> dict[str, Any]:
         "serial": device.serial,
         "key": device.key_protection,
         **recognised_by(device),
+        "why": why(device),
         "source": enrolled.source if enrolled else None,
         "created": rfc3339(device.created_at),
     }
 
 
 def recognised_by(device: Device) -> dict[str, Any]:
-    """The thumbprint of the key in use, its code and its words (None without a key), and what speaks for a second look."""
+    """The thumbprint of the key in use, its code and its words; None without a key."""
     kid = next((kid for kid, _, _, waits in device.speaking_keys if not waits), None)
-    shown = {"code": words.code(kid), "words": " ".join(words.words(kid))} if kid else {"code": None, "words": None}
-    return {"kid": kid, **shown, "why": why(device)}
+    return {
+        "kid": kid,
+        "code": words.code(kid) if kid else None,
+        "words": " ".join(words.words(kid)) if kid else None,
+    }
 
 
 def why(device: Device) -> list[str]:

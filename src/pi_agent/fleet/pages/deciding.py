@@ -15,7 +15,7 @@ from pi_agent.fleet import pending as pending_facts
 from pi_agent.fleet.access import ForbiddenError
 from pi_agent.fleet.changes import ACTIONS, Chosen, StaleError
 from pi_agent.fleet.models import Device
-from pi_agent.fleet.output import bound, staying
+from pi_agent.fleet.output import bound, one_line, staying
 from pi_agent.fleet.pages import show
 from pi_agent.fleet.pages.guard import LISTED, caller_of, page
 from pi_agent.fleet.pages.listing import link, listing
@@ -67,7 +67,6 @@ def _preview(request: HttpRequest, preview: changes.Change, **asked: object) -> 
         "count": preview.count,
         "stays": staying(preview.stays, preview.target),
         "more": max(0, preview.count - SHOWN),
-        "target": preview.target,
         "rows": [show.row(registry.describe(device), now) for device in preview.changed[:SHOWN]],
         "bound": bound(registry.rfc3339(preview.tokens_until), now),
         "selection": preview.selection,
@@ -82,7 +81,7 @@ def _confirm(request: HttpRequest, name: str, chosen: Chosen) -> PiAgentError | 
     typed, shown = request.POST.get("count", "").strip().replace(",", ""), request.POST.get("expected", "")
     if typed != shown:
         return ConflictError("nothing has changed", hint=f"to go on, type {shown[:20]}: how many devices it is about")
-    reason = show.one_line(request.POST.get("reason", ""))[:200]
+    reason = one_line(request.POST.get("reason", ""))[:200]
     try:
         done = changes.act(name, chosen, reason=reason, actor=caller_of(request).actor, now=int(time.time()))
     except PiAgentError as error:
@@ -132,7 +131,7 @@ def _act_on(request: HttpRequest, client_id: str) -> None:
     version = request.POST.get("version", "")[:64]
     if not version:
         raise StaleError("the form does not say how it saw the device", hint="look at the device, and decide again")
-    reason = show.one_line(request.POST.get("reason", ""))[:200]
+    reason = one_line(request.POST.get("reason", ""))[:200]
     chosen = Chosen(f"id:{client_id}", version=version)
     if action == "tag":
         wanted = {one.strip() for one in request.POST.get("tags", "").split(",")} - {""}
@@ -167,5 +166,5 @@ def pending(request: HttpRequest) -> HttpResponseBase:
 
 
 def _waiting(found: Device, now: int) -> dict[str, Any]:
-    row = show.row(registry.describe(found), now)
-    return row | pending_facts.recognised_by(found) | {"version": changes.version(found)}
+    row = show.row(registry.describe(found), now) | pending_facts.recognised_by(found)
+    return row | {"why": pending_facts.why(found), "version": changes.version(found)}

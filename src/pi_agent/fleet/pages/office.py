@@ -14,8 +14,10 @@ from django.views.decorators.http import require_GET
 from pi_agent.catalogue import AUDIT_FIELDS
 from pi_agent.errors import ConflictError, PiAgentError, QueryError, UsageError
 from pi_agent.fleet import access, audit, database, enrolling, history, registry, settings, webhooks
+from pi_agent.fleet.api import api
 from pi_agent.fleet.audit import Actor, Event
 from pi_agent.fleet.models import Delivery, Operator, OperatorToken, Webhook
+from pi_agent.fleet.output import one_line
 from pi_agent.fleet.pages import show
 from pi_agent.fleet.pages.guard import caller_of, page
 from pi_agent.fleet.pages.listing import link
@@ -64,14 +66,7 @@ def enrollment(request: HttpRequest) -> HttpResponseBase:
         except PiAgentError as error:
             context |= {"problem": error}
     now = int(time.time())
-    context["tokens"] = [
-        {
-            "row": row,
-            "expires": show.until(row.expires_at),
-            "created": show.moment(registry.rfc3339(row.created_at), now),
-        }
-        for row in enrolling.good(now)
-    ]
+    context["tokens"] = [{"row": row, "expires": show.until(row.expires_at)} for row in enrolling.good(now)]
     context["setup"] = settings.setup_command(settings.current().issuer)
     return render(request, "enrollment.html", context, status=_status(context))
 
@@ -86,8 +81,8 @@ def _enrollment(request: HttpRequest) -> dict[str, Any]:
     serial = request.POST.get("serial", "").strip()[:64] or None
     with transaction.atomic():
         first_time(request)
-        token, row = enrolling.make(uses, ttl, serial, actor=actor, now=now)
-    return {"made": token, "made_row": row}
+        token, _ = enrolling.make(uses, ttl, serial, actor=actor, now=now)
+    return {"made": token}
 
 
 def _status(context: Mapping[str, Any]) -> int:
@@ -148,7 +143,7 @@ def _settle(request: HttpRequest) -> dict[str, Any]:
         case "remove":
             access.set_role(field["name"], None, actor=actor, now=now)
         case "token":
-            note = show.one_line(field["note"])[:64]
+            note = one_line(field["note"])[:64]
             with transaction.atomic():
                 first_time(request)
                 token, row = access.make_token(field["name"], role, seconds=90 * 86400, note=note, actor=actor, now=now)
@@ -183,8 +178,6 @@ def _add(name: str, role: str, *, actor: Actor, now: int) -> None:
 @page("reader")
 def interface(request: HttpRequest) -> HttpResponse:
     """The REST interface, described by its own OpenAPI document."""
-    from pi_agent.fleet.api import api  # it imports the pages' words
-
     paths = dict(api.get_openapi_schema())["paths"]
     routes = [
         {"method": method.upper(), "path": path, "summary": about.get("summary", ""), "words": about.get("description", ""),

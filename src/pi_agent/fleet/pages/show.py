@@ -76,7 +76,7 @@ def moment(time: str | None, now: int) -> dict[str, str] | None:
 
 
 def utc(time: str) -> str:
-    return datetime.fromisoformat(time).astimezone(UTC).strftime("%Y-%m-%d %H:%M UTC")
+    return datetime.fromisoformat(time).astimezone(UTC).strftime(UTC_TEXT)
 
 
 def event(entry: Mapping[str, Any], now: int) -> dict[str, Any]:
@@ -101,8 +101,7 @@ def _deed(action: str) -> str:
 
 def _when(name: str, value: object) -> object:
     """A member whose name says that it is a time as one that people read."""
-    known = name in SECONDS and type(value) is int
-    return datetime.fromtimestamp(value, UTC).strftime(UTC_TEXT) if known else value  # type: ignore[arg-type]  # as seen
+    return until(value) if name in SECONDS and type(value) is int else value
 
 
 def _words(value: object) -> str:
@@ -113,8 +112,3 @@ def _words(value: object) -> str:
     if isinstance(value, list):
         return " and ".join(map(_words, value))
     return str(value)
-
-
-def one_line(text: str) -> str:
-    """Text of a form as one printable line."""
-    return "".join(character if character.isprintable() else " " for character in text).strip()

@@ -14,7 +14,7 @@ from pi_agent.catalogue import FIELDS, KINDS
 from pi_agent.fleet import changes, export, paging, pending, registry, suggestions, views
 from pi_agent.fleet.access import Caller
 from pi_agent.fleet.changes import Change, Chosen
-from pi_agent.fleet.pages.show import one_line
+from pi_agent.fleet.output import one_line
 from pi_agent.fleet.rest.common import Body, actor_of, needs, now
 
 router = Router(tags=["devices"])
