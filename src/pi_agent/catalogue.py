@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 
 from pi_agent import protection
+from pi_agent.errors import UsageError
 from pi_agent.revision import MANUFACTURERS, MODELS_500, OLD_STYLE, PROCESSORS, TYPES
 
 TYPE_CHECKING = False  # type checkers take it for true; the module typing would cost a command line milliseconds
@@ -284,6 +285,17 @@ def nearest(text: str, known: Iterable[str]) -> str | None:
     from difflib import get_close_matches  # only a mistake pays for this import
 
     return next(iter(get_close_matches(lower(text)[:64], list(known), 1, 0.6)), None)
+
+
+def columns_of(text: str) -> tuple[str, ...]:
+    """The fields of ``name,model,auth``. Raises UsageError."""
+    names = tuple(filter(None, text.replace(" ", "").split(",")))
+    for name in names:
+        if name not in FIELDS:
+            near = nearest(name, FIELDS)
+            hint = f"did you mean {near}?" if near else f"the columns are {', '.join(FIELDS)}"
+            raise UsageError(f"there is no column {name[:40]!r}", hint=hint)
+    return names
 
 
 def shown(text: str) -> str:

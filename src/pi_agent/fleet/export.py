@@ -13,7 +13,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from pi_agent import query as query_language
-from pi_agent.catalogue import FIELDS, nearest
+from pi_agent.catalogue import FIELDS, columns_of
 from pi_agent.errors import UsageError
 from pi_agent.fleet.models import Device, DeviceTag
 from pi_agent.fleet.output import csv_cell
@@ -27,20 +27,13 @@ TIMES = frozenset(name for name, field in FIELDS.items() if field.kind == "time"
 FORMS = {"csv": "text/csv; charset=utf-8", "jsonl": "application/jsonl"}
 
 
-def columns_of(text: str) -> tuple[str, ...]:
-    """The columns of ``name,model,auth``; all there are when it is empty. Raises UsageError."""
-    names = tuple(filter(None, text.replace(" ", "").split(","))) or tuple(FIELDS)
-    for name in names:
-        if name not in FIELDS:
-            near = nearest(name, FIELDS)
-            hint = f"did you mean {near}?" if near else f"the columns are {', '.join(FIELDS)}"
-            raise UsageError(f"there is no column {name[:40]!r}", hint=hint)
-    return names
-
-
 def lines(form: str, text: str, *, columns: str = "", sort: str = "created", now: int) -> Iterator[str]:
-    """The text of an export, a batch at a time. What is wrong with the query is raised at once, not at the first line."""
-    names, order, query = columns_of(columns), order_of(sort), query_language.parse(text, now)
+    """The text of an export, a batch at a time; ``columns`` are all there are when it is empty.
+
+    What is wrong with the query is raised at once, not at the first line.
+    """
+    names, order = columns_of(columns) or tuple(FIELDS), order_of(sort)
+    query = query_language.parse(text, now)
     if form not in FORMS:
         raise UsageError(f"there is no form {form!r}", hint=f"the forms are {', '.join(FORMS)}")
     return _lines(form, query, names, order)

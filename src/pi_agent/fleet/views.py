@@ -5,8 +5,9 @@ from __future__ import annotations
 import re
 
 from pi_agent import query as query_language
+from pi_agent.catalogue import columns_of
 from pi_agent.errors import UnknownDeviceError, UsageError
-from pi_agent.fleet import export, paging
+from pi_agent.fleet import paging
 from pi_agent.fleet.audit import Actor, Event, record
 from pi_agent.fleet.models import View
 
@@ -18,7 +19,7 @@ def save(slug: str, query: str, *, columns: str, sort: str, actor: Actor, now: i
     if not SLUG.fullmatch(slug):
         raise UsageError(f"{slug[:40]!r} cannot name a view", hint="use a-z, 0-9 and -, such as late-in-berlin")
     query_language.parse(query, now)
-    chosen = ",".join(export.columns_of(columns)) if columns else ""
+    chosen = ",".join(columns_of(columns))
     if sort:
         paging.order_of(sort)
     values = {"query": query, "columns": chosen, "sort": sort, "created_at": now, "created_by": actor.name}

@@ -10,8 +10,7 @@ from typing import Any
 
 from pi_agent.errors import ConfigError, UsageError
 from pi_agent.fleet import client
-from pi_agent.fleet.commands.common import AS_JSON, command, confirmed, fleet_of, group, printed, say
-from pi_agent.fleet.commands.people import table
+from pi_agent.fleet.commands.common import AS_JSON, command, confirmed, fleet_of, group, listed, printed, say
 
 MAX_JWK = 16 * 1024
 
@@ -65,9 +64,8 @@ def _add_rules(rules: Any) -> None:
 
 def keys_list(arguments: argparse.Namespace) -> int:
     answer = fleet_of(arguments).get("/keys")
-    names = ("kid", "state", "created", "signs_from", "published_until")
     say("the private keys are sealed" if answer["sealed"] else "the private keys lie open in the database")
-    return printed(arguments, answer, table(answer["items"], {name: name.upper().replace("_", " ") for name in names}))
+    return listed(arguments, answer, "kid", "state", "created", "signs_from", "published_until")
 
 
 def keys_rotate(arguments: argparse.Namespace) -> int:
@@ -112,8 +110,7 @@ def resource_server_add(arguments: argparse.Namespace) -> int:
 
 def resource_server_list(arguments: argparse.Namespace) -> int:
     answer = fleet_of(arguments).get("/resource-servers")
-    names = ("name", "client_id", "audience", "created", "created_by")
-    return printed(arguments, answer, table(answer["items"], {name: name.upper().replace("_", " ") for name in names}))
+    return listed(arguments, answer, "name", "client_id", "audience", "created", "created_by")
 
 
 def resource_server_remove(arguments: argparse.Namespace) -> int:
@@ -132,9 +129,7 @@ def rule_add(arguments: argparse.Namespace) -> int:
 
 
 def rule_list(arguments: argparse.Namespace) -> int:
-    answer = fleet_of(arguments).get("/rules")
-    names = ("id", "audience", "scopes", "meaning")
-    return printed(arguments, answer, table(answer["items"], {name: name.upper() for name in names}))
+    return listed(arguments, fleet_of(arguments).get("/rules"), "id", "audience", "scopes", "meaning")
 
 
 def rule_remove(arguments: argparse.Namespace) -> int:

@@ -16,10 +16,9 @@ from typing import Any
 
 from pi_agent.errors import ConflictError, PiAgentError, UsageError
 from pi_agent.fleet import client, output
-from pi_agent.fleet.commands.common import command, confirmed, count, fleet_of, is_term, say
+from pi_agent.fleet.commands.common import DEVICE_ID, command, confirmed, count, fleet_of, is_term, say
 from pi_agent.fleet.progress import Progress
 
-DEVICE_ID = re.compile(r"pi-[0-9a-f]{16}")
 CODE = re.compile(r"[0-9A-Za-z]{4}-[0-9A-Za-z]{4}")
 AT_ONCE = 1000
 STEP = 500

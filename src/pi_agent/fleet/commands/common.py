@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
 UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 7 * 86400}
 SERVER, TOKEN = "PI_FLEET_SERVER", "PI_FLEET_TOKEN"
+PAGE = 500
+DEVICE_ID = re.compile(r"pi-[0-9a-f]{16}")
 QUERY = "such as model:2b memory:1gb auth:1d, or @VIEW"
 AS_JSON: dict[str, Any] = {"action": "store_true", "help": "as JSON"}
 
@@ -90,6 +92,32 @@ def printed(arguments: argparse.Namespace, answer: dict[str, Any], text: str) ->
         {"json": output.as_json, "yaml": output.as_yaml}[form](answer) if form in ("json", "yaml") else text
     )
     return 0
+
+
+def listed(arguments: argparse.Namespace, answer: dict[str, Any], *names: str) -> int:
+    """Print a list as ``printed`` does; as text, these members of its items side by side."""
+    if not answer["items"]:
+        say("none")
+        return printed(arguments, answer, "")
+    rows = [[_cell(item[name]) for name in names] for item in answer["items"]]
+    headings = [name.upper().replace("_", " ") for name in names]
+    return printed(arguments, answer, output.aligned([headings, *rows]))
+
+
+def _cell(value: object) -> str:
+    text = output.plain(" ".join(value) if isinstance(value, list) else str(value))
+    return text if value is not None and text else "-"
+
+
+def pages(fleet: client.Fleet, path: str, limit: int | None, onward: str, **asked: object) -> dict[str, Any]:
+    """The answer with the items of all pages in it, up to ``limit``; ``onward`` is the parameter that asks for the next."""
+    answer = fleet.get(path, **asked, limit=min(limit or PAGE, PAGE))
+    items = answer["items"]
+    while answer["next"] and (limit is None or len(items) < limit):
+        size = PAGE if limit is None else min(PAGE, limit - len(items))
+        answer |= fleet.get(path, **asked, limit=size, **{onward: answer["next"]})
+        items += answer["items"]
+    return answer | {"items": items}
 
 
 def count(number: int, what: str = "device") -> str:

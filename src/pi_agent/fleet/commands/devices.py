@@ -12,14 +12,13 @@ from pathlib import Path
 
 from pi_agent.errors import ConfigError, TransportError, UnknownDeviceError, UsageError
 from pi_agent.fleet import client, output
-from pi_agent.fleet.commands.common import QUERY, command, count, fleet_of, printed, say
+from pi_agent.fleet.commands.common import DEVICE_ID, QUERY, command, count, fleet_of, pages, printed, say
 from pi_agent.fleet.progress import Progress
 
 TYPE_CHECKING = False  # type checkers take it for true; the module would cost a command line milliseconds
 if TYPE_CHECKING:
     from typing import Any
 
-PAGE = 500
 SHOWN = 100
 BAR = 40
 
@@ -70,7 +69,7 @@ def devices(arguments: argparse.Namespace) -> int:
     if arguments.output in output.STREAMED:
         return _stream(arguments, fleet, query, columns, sort)
     limit = None if arguments.all else arguments.limit or SHOWN
-    answer = _pages(fleet, query, sort, limit)
+    answer = pages(fleet, "/devices", limit, "cursor", query=query, sort=sort)
     say(f"{count(answer['total'])}: {answer['meaning']}")
     sys.stdout.write(output.render(arguments.output, answer, int(time.time()), columns))
     if len(answer["items"]) < answer["total"]:
@@ -81,27 +80,9 @@ def devices(arguments: argparse.Namespace) -> int:
 def _columns(text: str | None) -> tuple[str, ...]:
     if not text:
         return ()
-    from pi_agent.catalogue import FIELDS, nearest  # here, and not for every list
+    from pi_agent.catalogue import columns_of  # here, and not for every list
 
-    names = tuple(filter(None, text.replace(" ", "").split(",")))
-    for name in names:
-        if name not in FIELDS:
-            near = nearest(name, FIELDS)
-            raise UsageError(
-                f"there is no column {name!r}", hint=f"did you mean {near}?" if near else ", ".join(FIELDS)
-            )
-    return names
-
-
-def _pages(fleet: client.Fleet, query: str, sort: str, limit: int | None) -> dict[str, Any]:
-    """The answer with the devices of all pages in it, up to ``limit``."""
-    answer = fleet.get("/devices", query=query, sort=sort, limit=min(limit or PAGE, PAGE))
-    items = answer["items"]
-    while answer["next"] and (limit is None or len(items) < limit):
-        size = PAGE if limit is None else min(PAGE, limit - len(items))
-        answer |= fleet.get("/devices", query=query, sort=sort, limit=size, cursor=answer["next"])
-        items += answer["items"]
-    return answer | {"items": items}
+    return columns_of(text)
 
 
 def _stream(arguments: argparse.Namespace, fleet: client.Fleet, query: str, columns: tuple[str, ...], sort: str) -> int:
@@ -142,7 +123,7 @@ def _watch(arguments: argparse.Namespace, fleet: client.Fleet, query: str, colum
     known: dict[str, str] = {}
     heading = True
     while True:
-        answer = _pages(fleet, query, sort, None)
+        answer = pages(fleet, "/devices", None, "cursor", query=query, sort=sort)
         now = int(time.time())
         fresh = [device for device in answer["items"] if known.get(device["id"]) != _state(device)]
         known = {device["id"]: _state(device) for device in answer["items"]}
@@ -169,7 +150,7 @@ def device(arguments: argparse.Namespace) -> int:
 
 
 def _id(fleet: client.Fleet, text: str) -> str:
-    if text.startswith("pi-") and len(text) == 19 and not text[3:].strip("0123456789abcdef"):
+    if DEVICE_ID.fullmatch(text):
         return text
     if not text.strip() or "/" in text:
         raise UsageError(f"{text!r} is not the id of a device", hint="pi-fleet devices")

@@ -9,9 +9,7 @@ from typing import Any
 
 from pi_agent.errors import PiAgentError
 from pi_agent.fleet import client, output
-from pi_agent.fleet.commands.common import AS_JSON, command, fleet_of, group, printed, say
-
-PAGE = 500
+from pi_agent.fleet.commands.common import AS_JSON, command, fleet_of, group, pages, printed, say
 
 
 def add_commands(commands: Any) -> None:
@@ -42,7 +40,7 @@ def audit(arguments: argparse.Namespace) -> int:
         return _verify(arguments)
     fleet, query = fleet_of(arguments), " ".join(arguments.query)
     limit = None if arguments.all else arguments.limit
-    answer = _pages(fleet, query, limit)
+    answer = pages(fleet, "/audit", limit, "before", query=query)
     say(answer["meaning"] + (f"; the newest {limit} are shown, --all shows all" if answer["next"] else ""))
     if arguments.output == "jsonl":
         sys.stdout.write("".join(json.dumps(item) + "\n" for item in answer["items"]))
@@ -57,16 +55,6 @@ def audit(arguments: argparse.Namespace) -> int:
 
 def _line(item: dict[str, Any]) -> str:
     return f"{output.utc(item['at'])}  {item['device'] or '-':<19}  {output.event_line(item)}\n"
-
-
-def _pages(fleet: client.Fleet, query: str, limit: int | None) -> dict[str, Any]:
-    answer = fleet.get("/audit", query=query, limit=min(limit or PAGE, PAGE))
-    items = answer["items"]
-    while answer["next"] and (limit is None or len(items) < limit):
-        size = PAGE if limit is None else min(PAGE, limit - len(items))
-        answer |= fleet.get("/audit", query=query, limit=size, before=answer["next"])
-        items += answer["items"]
-    return answer | {"items": items}
 
 
 def _verify(arguments: argparse.Namespace) -> int:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from pi_agent.fleet import client, output
-from pi_agent.fleet.commands.common import AS_JSON, command, count, fleet_of, group, printed, say, seconds
+from pi_agent.fleet import client
+from pi_agent.fleet.commands.common import AS_JSON, command, count, fleet_of, group, listed, printed, say, seconds
 from pi_agent.fleet.settings import setup_command
 
 ROLES = ("reader", "approver", "admin")
@@ -89,10 +89,7 @@ def sign_in_link(arguments: argparse.Namespace) -> int:
 
 
 def operator_list(arguments: argparse.Namespace) -> int:
-    answer = fleet_of(arguments).get("/operators")
-    return printed(
-        arguments, answer, table(answer["items"], {"name": "NAME", "role": "ROLE", "since": "SINCE", "by": "BY"})
-    )
+    return listed(arguments, fleet_of(arguments).get("/operators"), "name", "role", "since", "by")
 
 
 def operator_set(arguments: argparse.Namespace) -> int:
@@ -124,8 +121,7 @@ def token_make(arguments: argparse.Namespace) -> int:
 
 def token_list(arguments: argparse.Namespace) -> int:
     answer = fleet_of(arguments).get("/tokens")
-    names = ("prefix", "operator", "role", "note", "expires", "used", "revoked")
-    return printed(arguments, answer, table(answer["items"], {name: name.upper() for name in names}))
+    return listed(arguments, answer, "prefix", "operator", "role", "note", "expires", "used", "revoked")
 
 
 def token_revoke(arguments: argparse.Namespace) -> int:
@@ -143,23 +139,10 @@ def webhook_add(arguments: argparse.Namespace) -> int:
 
 
 def webhook_list(arguments: argparse.Namespace) -> int:
-    answer = fleet_of(arguments).get("/webhooks")
-    items = [item | {"events": " ".join(item["events"])} for item in answer["items"]]
-    names = ("id", "url", "events", "waiting", "last_error")
-    return printed(arguments, answer, table(items, {name: name.upper().replace("_", " ") for name in names}))
+    return listed(arguments, fleet_of(arguments).get("/webhooks"), "id", "url", "events", "waiting", "last_error")
 
 
 def webhook_remove(arguments: argparse.Namespace) -> int:
     answer = fleet_of(arguments).delete(f"/webhooks/{client.segment(arguments.id)}")
     say(f"webhook {arguments.id} is told nothing more")
     return printed(arguments, answer, "")
-
-
-def table(items: list[dict[str, Any]], columns: dict[str, str]) -> str:
-    if not items:
-        say("none")
-        return ""
-    rows = [
-        [output.plain(str(item[name])) if item[name] not in (None, "") else "-" for name in columns] for item in items
-    ]
-    return output.aligned([list(columns.values()), *rows])
