@@ -104,7 +104,7 @@ def serve(wanted: Settings) -> int:
     fleet_settings.configure(settings)
     fleet_settings.migrate()
     local = listen_local(settings)
-    application, housekeeper = _build(settings)
+    application, housekeeper, sender = _build(settings)
     config = _uvicorn(settings, application)
     words = _words(settings)
     served.note(settings)
@@ -118,7 +118,6 @@ def serve(wanted: Settings) -> int:
     gc.freeze()
     gc.set_threshold(*GC_THRESHOLD)
     housekeeper.start()
-    sender = _sender()
     sender.start()
     try:
         Server(config, local=local, greeting=words, reload=reload).run(sockets=[public])
@@ -129,13 +128,6 @@ def serve(wanted: Settings) -> int:
         settings.socket.unlink(missing_ok=True)
         assert lock >= 0
     return 0
-
-
-def _sender() -> Sender:
-    """The thread that tells webhooks."""
-    from pi_agent.fleet.webhooks import Sender  # models exist only once Django is set up
-
-    return Sender()
 
 
 def _uvicorn(settings: Settings, application: Application) -> uvicorn.Config:
@@ -179,15 +171,16 @@ def _reload_certificate(settings: Settings, config: uvicorn.Config) -> None:
         log.error("%s; the certificate from before stays in use", error)
 
 
-def _build(settings: Settings) -> tuple[Application, Housekeeper]:
-    """The application, and who looks after it."""
+def _build(settings: Settings) -> tuple[Application, Housekeeper, Sender]:
+    """The application, who looks after it, and who tells webhooks."""
     # Models exist only once Django is set up.
     from pi_agent.fleet.asgi import Application
     from pi_agent.fleet.housekeeper import Housekeeper
     from pi_agent.fleet.tokens import load_authority
+    from pi_agent.fleet.webhooks import Sender
 
     application = Application(load_authority(settings, now=int(time.time())))
-    return application, Housekeeper(application)
+    return application, Housekeeper(application), Sender()
 
 
 def _words(settings: Settings) -> str:
