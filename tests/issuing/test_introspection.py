@@ -18,11 +18,10 @@ from pi_agent import jws
 from pi_agent.device.keys.file import FileKey
 from pi_agent.device.request import Profile, revocation_form
 from pi_agent.fleet.asgi import Application
-from pi_agent.fleet.clients import secret_hash
 from pi_agent.fleet.housekeeper import SteadyClock, purge
 from pi_agent.fleet.ledger import KEEP_USED
 from pi_agent.fleet.limits import Limit, Limits
-from pi_agent.fleet.models import AuditEvent, Device, DeviceKey, ResourceServer, RevokedToken, SigningKey
+from pi_agent.fleet.models import AuditEvent, Device, DeviceKey, ResourceServer, RevokedToken, SigningKey, secret_hash
 
 SECRET = "s" * 43  # of a resource server that lives as long as one test
 

@@ -8,7 +8,6 @@ shown once only; a device's token is another kind of thing and opens nothing her
 
 from __future__ import annotations
 
-import hashlib
 import re
 import secrets
 from contextlib import suppress
@@ -21,7 +20,7 @@ from django.http import HttpRequest
 from pi_agent.errors import PiAgentError, UsageError
 from pi_agent.fleet import audit, database, folder
 from pi_agent.fleet.audit import Actor, Event
-from pi_agent.fleet.models import Operator, OperatorToken
+from pi_agent.fleet.models import Operator, OperatorToken, secret_hash
 from pi_agent.fleet.settings import current
 from pi_agent.fleet.sources import source_of
 
@@ -151,7 +150,7 @@ def make_token(
     with transaction.atomic():
         row = OperatorToken.objects.create(
             prefix=prefix,
-            token_hash=_digest(f"{prefix}_{secret}"),
+            token_hash=secret_hash(f"{prefix}_{secret}"),
             operator=owner,
             role=role,
             note=note,
@@ -178,7 +177,7 @@ def _by_token(authorization: str, source: str, now: int) -> Caller | None:
     scheme, _, token = authorization.partition(" ")
     if scheme.lower() != "bearer" or not token.startswith(TOKEN_MARK):
         return None
-    found = OperatorToken.objects.filter(token_hash=_digest(token), revoked_at=None, expires_at__gt=now)
+    found = OperatorToken.objects.filter(token_hash=secret_hash(token), revoked_at=None, expires_at__gt=now)
     row = found.select_related("operator").first()
     if row is None:
         return None
@@ -187,7 +186,3 @@ def _by_token(authorization: str, source: str, now: int) -> Caller | None:
             OperatorToken.objects.filter(pk=row.pk).update(used_at=now)
     role = min(row.role, row.operator.role, key=RANK.__getitem__)
     return Caller(row.operator.name, role, f"{source} {row.prefix}")
-
-
-def _digest(token: str) -> str:
-    return hashlib.sha256(token.encode("utf-8", "replace")).hexdigest()

@@ -26,7 +26,7 @@ from pi_agent.assertion import Kind, VerifiedAssertion
 from pi_agent.errors import InvalidAssertionError, MalformedTokenError, OAuthError
 from pi_agent.fleet import ledger
 from pi_agent.fleet.ledger import KeyRow
-from pi_agent.fleet.models import ResourceServer
+from pi_agent.fleet.models import ResourceServer, secret_hash
 from pi_agent.fleet.web import Request
 from pi_agent.jwk import PublicKey, load_jwk, public_key
 from pi_agent.jws import UnverifiedToken
@@ -187,11 +187,6 @@ def authenticate_resource_server(request: Request, form: dict[str, str]) -> Aske
     if not hmac.compare_digest(secret_hash(secret), row.secret_hash if row else "") or row is None:
         raise unknown_client()
     return Asker(row.client_id, row.audience)
-
-
-def secret_hash(secret: str) -> str:
-    """How a secret of 256 random bits is kept (requirement C-11)."""
-    return hashlib.sha256(secret.encode("utf-8", "replace")).hexdigest()
 
 
 def unknown_client() -> OAuthError:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import secrets
 from collections.abc import Sequence
 
@@ -12,7 +11,7 @@ from pi_agent.errors import UnknownDeviceError
 from pi_agent.fleet import audit
 from pi_agent.fleet.audit import Actor, Event
 from pi_agent.fleet.lists import read_serial
-from pi_agent.fleet.models import EnrollmentToken
+from pi_agent.fleet.models import EnrollmentToken, secret_hash
 
 MAX_USES = 100_000
 MAX_SECONDS = 366 * 86400
@@ -24,7 +23,7 @@ def make(uses: int, seconds: int, serial: str | None, *, actor: Actor, now: int)
     token = secrets.token_urlsafe(24)
     with transaction.atomic():
         row = EnrollmentToken.objects.create(
-            token_hash=hashlib.sha256(token.encode()).hexdigest(),
+            token_hash=secret_hash(token),
             uses_left=uses,
             serial=read_serial(serial) if serial else None,
             created_at=now,

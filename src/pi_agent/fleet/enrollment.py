@@ -28,7 +28,7 @@ from pi_agent.errors import InvalidAssertionError, MalformedTokenError, OAuthErr
 from pi_agent.fleet import audit, clones, database, ledger, preauthorise
 from pi_agent.fleet.grants import NOT_WRITABLE, USED, check_source
 from pi_agent.fleet.limits import wait_of_source
-from pi_agent.fleet.models import Device, DeviceKey, EnrollmentToken
+from pi_agent.fleet.models import Device, DeviceKey, EnrollmentToken, secret_hash
 from pi_agent.fleet.policy import board_changes, normal_board
 from pi_agent.fleet.tokens import Authority
 from pi_agent.fleet.web import Answer, Request, check_post, json_answer, oauth_refusal, try_again
@@ -308,9 +308,8 @@ def _use_token(token: str, serial: str | None, now: int, *, spend: bool) -> None
 
     Raises OAuthError (401) when it is not.
     """
-    digest = hashlib.sha256(token.encode("utf-8", "replace")).hexdigest()
     good = EnrollmentToken.objects.filter(
-        Q(serial=None) | Q(serial=serial or ""), token_hash=digest, uses_left__gt=0, expires_at__gt=now
+        Q(serial=None) | Q(serial=serial or ""), token_hash=secret_hash(token), uses_left__gt=0, expires_at__gt=now
     )
     if not (good.update(uses_left=F("uses_left") - 1) == 1 if spend else good.exists()):
         raise _bad_token()

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import reduce
 from operator import and_, or_
-from typing import Any
 
 from django.db.models import F, Q
 
@@ -41,9 +40,6 @@ class Report:
     lines: int
     broken: int | None
     last: str
-
-    def members(self) -> dict[str, Any]:
-        return {"lines": self.lines, "broken": self.broken, "last": self.last}
 
 
 def find(text: str, *, now: int, limit: int = 100, before: int = 0) -> Page:

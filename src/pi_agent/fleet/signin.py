@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import hashlib
 import secrets
 
 from pi_agent.fleet.access import ensure_operator
-from pi_agent.fleet.models import SignInLink
+from pi_agent.fleet.models import SignInLink, secret_hash
 from pi_agent.fleet.settings import Settings
 
 LINK_SECONDS = 15 * 60
@@ -21,7 +20,7 @@ def make_link(operator: str, *, created_by: str, now: int, settings: Settings, r
     ensure_operator(operator, role, by=created_by, now=now)
     SignInLink.objects.filter(expires_at__lt=now - 86400).delete()
     SignInLink.objects.create(
-        token_hash=_digest(token),
+        token_hash=secret_hash(token),
         operator=operator,
         created_by=created_by,
         created_at=now,
@@ -32,10 +31,6 @@ def make_link(operator: str, *, created_by: str, now: int, settings: Settings, r
 
 def spend_link(token: str, *, now: int) -> str | None:
     """The operator of an unused link, which is used now; None for any other text. One update decides."""
-    link = SignInLink.objects.filter(token_hash=_digest(token), used_at=None, expires_at__gt=now)
+    link = SignInLink.objects.filter(token_hash=secret_hash(token), used_at=None, expires_at__gt=now)
     operator = link.values_list("operator", flat=True).first()
     return operator if operator is not None and link.update(used_at=now) == 1 else None
-
-
-def _digest(token: str) -> str:
-    return hashlib.sha256(token.encode("utf-8", "replace")).hexdigest()

@@ -14,10 +14,9 @@ from pi_agent import query as query_language
 from pi_agent.errors import ConflictError, QueryError, UnknownDeviceError, UsageError
 from pi_agent.fleet import adding, audit, signing
 from pi_agent.fleet.audit import Event
-from pi_agent.fleet.clients import secret_hash
-from pi_agent.fleet.models import AccessRule, ResourceServer
+from pi_agent.fleet.models import AccessRule, ResourceServer, secret_hash
 from pi_agent.fleet.registry import rfc3339
-from pi_agent.fleet.rest.common import Body, Printable, actor_of, needs, now
+from pi_agent.fleet.rest.common import Body, Printable, actor_of, keep_secret, needs, now
 from pi_agent.fleet.settings import current
 from pi_agent.fleet.signing import RingKey
 
@@ -141,7 +140,7 @@ def list_resource_servers(request: HttpRequest) -> dict[str, Any]:
 @router.post("/resource-servers", **needs("admin"))
 def add_resource_server(request: HttpRequest, body: ResourceServerRequest) -> dict[str, Any]:
     """A new resource server and the rule for its tokens. Its secret is in this answer and nowhere else."""
-    request.secret = True  # type: ignore[attr-defined]  # read by common: such an answer is not remembered
+    keep_secret(request)
     at, actor, secret = now(), actor_of(request), secrets.token_urlsafe(32)
     query_language.parse(body.query, at)
     client_id = "rs-" + secrets.token_hex(8)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import inspect
+import os
 import secrets
 import time
 from collections.abc import Callable, Collection
@@ -105,6 +106,11 @@ def needs(role: str, **extra: Any) -> dict[str, Any]:
     return {"auth": Needs(role), "openapi_extra": {"x-role": role, **extra}}
 
 
+def keep_secret(request: HttpRequest) -> None:
+    """What this request is answered holds a secret, and is not remembered for its repetition."""
+    request.secret = True  # type: ignore[attr-defined]  # read by ``_once``
+
+
 def actor_of(request: HttpRequest, caller: Caller | None = None) -> Actor:
     """Who is behind a request, for the audit log."""
     known = caller or request.auth  # type: ignore[attr-defined]  # ninja puts the caller there
@@ -112,19 +118,12 @@ def actor_of(request: HttpRequest, caller: Caller | None = None) -> Actor:
 
 
 def _count(request: HttpRequest, rate: Rate, key: str) -> None:
-    if key.endswith(("uid 0", f"uid {_own_uid()}")):
+    if key.endswith(("uid 0", f"uid {os.geteuid()}")):
         return  # the local socket: its users could as well open the database
     state = rate.count(key, time.monotonic())
     request.rate = state  # type: ignore[attr-defined]  # read again when the answer leaves
     if state.wait:
         raise TooOftenError(state.wait)
-
-
-@functools.cache
-def _own_uid() -> int:
-    import os
-
-    return os.geteuid()
 
 
 def strict(view: View) -> View:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from typing import Annotated, Any
 
 from django.http import HttpRequest
@@ -43,7 +44,7 @@ def list_events(request: HttpRequest, query: QueryText = "", limit: Limit = 100,
 def verify_events(request: HttpRequest) -> dict[str, Any]:
     """Whether each line of the audit log follows from the one before it, or where it breaks."""
     report = history.verify()
-    return {"schema": "pi-fleet.audit-verify/1", "whole": report.broken is None} | report.members()
+    return {"schema": "pi-fleet.audit-verify/1", "whole": report.broken is None} | asdict(report)
 
 
 @router.get("/views", **needs("reader"))

@@ -14,13 +14,12 @@ from pi_agent.fleet import access, audit, enrolling, signin, webhooks
 from pi_agent.fleet.audit import Event
 from pi_agent.fleet.models import Delivery, Operator, OperatorToken, Webhook
 from pi_agent.fleet.registry import rfc3339
-from pi_agent.fleet.rest.common import Body, Printable, actor_of, needs, now
+from pi_agent.fleet.rest.common import Body, Printable, actor_of, keep_secret, needs, now
 from pi_agent.fleet.settings import current
 
 router = Router(tags=["operators"])
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._@-]{0,63}$")]
 Role = Literal["reader", "approver", "admin"]
-NEW_TOKEN = "pi-fleet.enrollment-token/1"  # noqa: S105  # the name of a schema
 
 
 class EnrollmentTokenRequest(Body):
@@ -58,10 +57,6 @@ class WebhookRequest(Body):
     events: list[Annotated[str, Field(max_length=32)]] = Field(default_factory=list, max_length=10)
 
 
-def _secret(request: HttpRequest) -> None:
-    request.secret = True  # type: ignore[attr-defined]  # read by common: such an answer is not remembered
-
-
 @router.get("/enrollment-tokens", **needs("reader"))
 def list_enrollment_tokens(request: HttpRequest) -> dict[str, Any]:
     """Enrollment tokens that are still good, without the tokens themselves."""
@@ -82,10 +77,10 @@ def list_enrollment_tokens(request: HttpRequest) -> dict[str, Any]:
 @router.post("/enrollment-tokens", **needs("approver"))
 def make_enrollment_token(request: HttpRequest, body: EnrollmentTokenRequest) -> dict[str, Any]:
     """A new enrollment token. It is in this answer and nowhere else."""
-    _secret(request)
+    keep_secret(request)
     token, row = enrolling.make(body.uses, body.ttl, body.serial, actor=actor_of(request), now=now())
     return {
-        "schema": NEW_TOKEN,
+        "schema": "pi-fleet.enrollment-token/1",
         "token": token,
         "id": row.pk,
         "uses": body.uses,
@@ -105,7 +100,7 @@ def end_enrollment_token(request: HttpRequest, token_id: int) -> dict[str, Any]:
 @router.post("/sign-in-links", **needs("admin"))
 def make_sign_in_link(request: HttpRequest, body: LinkRequest) -> dict[str, Any]:
     """A link that signs an operator in, once. It is in this answer and nowhere else."""
-    _secret(request)
+    keep_secret(request)
     actor, at = actor_of(request), now()
     role = access.role_for_link(body.operator, body.role)
     url = signin.make_link(body.operator, role=role, created_by=actor.name, now=at, settings=current())
@@ -168,7 +163,7 @@ def list_tokens(request: HttpRequest) -> dict[str, Any]:
 @router.post("/tokens", **needs("admin"))
 def make_token(request: HttpRequest, body: OperatorTokenRequest) -> dict[str, Any]:
     """A new operator token. It is in this answer and nowhere else."""
-    _secret(request)
+    keep_secret(request)
     token, row = access.make_token(
         body.operator, body.role, seconds=body.ttl, note=body.note, actor=actor_of(request), now=now()
     )
@@ -205,7 +200,7 @@ def list_webhooks(request: HttpRequest) -> dict[str, Any]:
 @router.post("/webhooks", **needs("admin"))
 def add_webhook(request: HttpRequest, body: WebhookRequest) -> dict[str, Any]:
     """A new webhook. The secret that signs what it is sent is in this answer and nowhere else."""
-    _secret(request)
+    keep_secret(request)
     actor, at = actor_of(request), now()
     with transaction.atomic():
         row = webhooks.add(body.url, body.events, by=actor.name, now=at)
