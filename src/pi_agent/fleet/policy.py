@@ -79,10 +79,12 @@ def decide(
     audience = resource or rules.audience
     allowed = rules.scopes(verified.issuer, device.scopes, audience)
     if allowed is None:
-        return OAuthError("invalid_target", "this device gets no tokens for that resource")  # RFC 8707 section 2
+        return OAuthError(
+            "invalid_target", "no rule gives this device tokens for that resource: pi-fleet rule list"
+        )  # RFC 8707 section 2
     wanted = dict.fromkeys(scope.split() or allowed)
     if not wanted.keys() <= set(allowed):
-        return OAuthError("invalid_scope", "this device may not have that scope")
+        return OAuthError("invalid_scope", "no rule gives this device that scope: pi-fleet rule list")
     return Admitted(audience, " ".join(wanted), device.board if any(device.board.values()) else None)
 
 
