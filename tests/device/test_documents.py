@@ -53,6 +53,20 @@ def test_an_example_gets_a_token(pi: Living, tool: str, tmp_path: Path) -> None:
         assert (done.stdout, done.stderr) == (pi.token(), "")
 
 
+def test_the_go_example_leaves_no_connection_open(pi: Living, tmp_path: Path) -> None:
+    """A program that asks for each of its requests, as the page says, does not use up the connections of its user."""
+    if not shutil.which("go"):
+        pytest.skip("go is not installed")
+    count = 'found, _ := os.ReadDir("/proc/self/fd"); fmt.Print(len(found))'
+    many = f"func main() {{ for i := 0; i < 50; i++ {{ token(os.Args[1]) }}; {count} }}"
+    (tmp_path / "main.go").write_text(re.sub(r"func main.*", many, block("go"), flags=re.DOTALL))
+    with pi.running():
+        pi.state("ok")
+        command = ["go", "run", str(tmp_path / "main.go"), f"{pi.runtime}/agent.sock"]
+        done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=120)
+        assert int(done.stdout) < 25
+
+
 def node(folder: Path, socket: str) -> list[str]:
     (folder / "token.mjs").write_text(block("javascript"))
     program = f"import {{ token }} from './token.mjs'; process.stdout.write(await token({socket!r}))"
