@@ -154,7 +154,10 @@ def ask(target: str, *, method: str = "GET", runtime: str | None = None, timeout
         raise _not_the_agent() from error
     if status != 200:
         refusal = AgentError(detail, status=status, hint=members.get("hint") or None)
-        refusal.exit_code = 2 if status == 400 else AgentError.exit_code
+        if status == 503 and members.get("reason") != "signed-out":
+            refusal.exit_code = TransportError.exit_code  # nobody refused: it is worth another try
+        elif status == 400:
+            refusal.exit_code = 2
         raise refusal
     return members  # type: ignore[no-any-return]  # it has members, so it is an object
 

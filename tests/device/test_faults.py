@@ -78,7 +78,7 @@ def test_a_server_that_misbehaves(pi: Living, fault: bytes | Script, state: str,
         assert words in status["sentence"]
         with pytest.raises(AgentError) as refused:
             pi.token(timeout=0)
-        assert refused.value.status == (403 if code == 4 else 503)
+        assert (refused.value.status, refused.value.exit_code) == ((403, 4) if code == 4 else (503, 5))
         shown = pi.run("status")
         assert (shown.returncode, len(shown.stdout.splitlines()) <= 12) == (code, True)
         assert status["failure"]["message"] in shown.stdout

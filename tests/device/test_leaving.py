@@ -218,6 +218,7 @@ def test_nothing_is_asked_for_while_signed_out(pi: Living) -> None:
         for number in range(3):
             status, problem = pi.get(f"/v1/token?audience=https://{number}.example&wait=20", timeout=10)
             assert (status, "signed out" in problem["detail"]) == (503, True)
+        assert pi.run("token").returncode == 4  # to try again is of no use
         agent.send_signal(signal.SIGHUP)  # after which it looks for what is due
         eventually(lambda: "the settings were read again" in pi.log(), "a look around")
         assert (len(pi.posts()), pi.status()["attempts"]) == (before, 1)

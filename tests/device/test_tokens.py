@@ -17,6 +17,7 @@ from pi_agent import oauth
 from pi_agent.device import allow
 from pi_agent.device.allow import Peer, Rule, refusal
 from pi_agent.device.tokens import MAX_SLOTS, Slot, Tokens
+from pi_agent.errors import AgentError
 
 
 @pytest.fixture
@@ -202,6 +203,40 @@ def test_the_same_scopes_are_the_same_token(pi: Living) -> None:
         assert {pi.token(scope=scope) for scope in ("write read", "read write", "read write read")} == {"token-1"}
         assert {pi.token(scope=scope) for scope in ("c a", "a c", "a a  c")} == {"token-2"}
         assert [each["scope"] for each in pi.status()["tokens"]] == ["write read", "a c"]
+
+
+@pytest.mark.parametrize("name", ["resource", "aud", "Audience", ""])
+def test_a_parameter_that_there_is_not_gets_no_token(pi: Living, name: str) -> None:
+    """A slip in its name is a 400 that names the right ones: the configured token would go to the wrong service."""
+    with pi.running():
+        pi.state("ok")
+        status, problem = pi.get(f"/v1/token?{name}=https://api.example&min_valid=1")
+        expected = f"there is no parameter {name!r}; there are audience, scope, min_valid, wait"
+        assert (status, problem["detail"]) == (400, expected)
+
+
+def test_the_socket_says_who_may_use_it_and_its_folder_does_not(pi: Living) -> None:
+    """Started by hand the agent makes the folder as its unit does: the group of the settings gets as far as the socket."""
+    old = os.umask(0o022)
+    Path(pi.runtime).rmdir()
+    try:
+        with pi.running():
+            assert Path(pi.runtime).stat().st_mode & 0o777 == 0o755
+    finally:
+        os.umask(old)
+
+
+def test_a_refusal_says_which_token_it_is_about(pi: Living) -> None:
+    """To the caller and in the journal, where the configured token is meant when none is named."""
+    with pi.running():
+        pi.state("ok")
+        pi.answers.now = reply({"error": "invalid_target"}, status=400)
+        with pytest.raises(
+            AgentError, match=r"^no token for https://api.example with scope a b; refused \(invalid_target"
+        ):
+            pi.token(audience="https://api.example", scope="b a")
+        assert "no token for https://api.example with scope a b; refused" in pi.log()
+        assert pi.status()["sentence"].startswith("token ok")
 
 
 def test_a_refresh_token_that_the_server_refused_is_not_used_again() -> None:

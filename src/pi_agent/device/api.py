@@ -15,6 +15,7 @@ LONGEST_WAIT = 300.0
 TOKEN, BOARD, STATUS, METRICS = "/v1/token", "/v1/board", "/v1/status", "/metrics"
 REFRESH, SIGN_OUT = "/v1/refresh", "/v1/sign-out"
 METHODS = {TOKEN: "GET", BOARD: "GET", STATUS: "GET", METRICS: "GET", REFRESH: "POST", SIGN_OUT: "POST"}
+PARAMETERS = ("audience", "scope", "min_valid", "wait")
 ALLOW_HINT = "add a [[local.allow]] table to the settings, then: systemctl reload pi-agent"
 
 TYPE_CHECKING = False  # typing.TYPE_CHECKING without importing typing
@@ -31,10 +32,14 @@ class Wish:
     __slots__ = ("audience", "min_valid", "problem", "scope", "wait")
 
     def __init__(self, query: dict[str, str]) -> None:
+        self.problem = ""
+        unknown = [name for name in query if name not in PARAMETERS]
+        if unknown:  # ?resource=URI would else get the configured token, for somebody else than URI
+            self.problem = f"there is no parameter {unknown[0]!r}; there are {', '.join(PARAMETERS)}"
+            return
         self.audience = query.get("audience")  # None: the configured one
         self.scope = query.get("scope")
         seconds = query.get("min_valid", str(MIN_VALID)), query.get("wait", "0")
-        self.problem = ""
         if not all(text.isascii() and text.isdigit() and len(text) <= 6 for text in seconds):
             self.problem = "min_valid and wait are whole numbers of seconds"
             return
@@ -107,6 +112,8 @@ def _no_token(agent: Agent, request: Request, slot: Slot, now: float, min_valid:
     status = 403 if slot.is_refused() else 503
     wait = max(1, int(slot.next - now) + 1)
     hint, reason = slot.failure.get("hint", ""), slot.failure.get("reason", "")
+    if agent.leaving.said:
+        reason = "signed-out"
     return _refuse(request, status, sentence(agent, now, slot), hint=hint, reason=reason, retry_after=wait)
 
 
@@ -165,7 +172,8 @@ def sentence(agent: Agent, now: float, slot: Slot) -> str:
     """How a token is, in one line; with the clock's trouble where that is the cause."""
     left, wait = slot.left(now), max(0.0, slot.next - now)
     when = "under way" if agent.is_busy(slot) else f"in {clock.length(wait)}"
-    token = f"token ok, {clock.length(left)} left" if left > 0 else "no token"
+    which = "" if slot is agent.tokens.default else _which(slot)
+    token = f"token{which} ok, {clock.length(left)} left" if left > 0 else f"no token{which}"
     if agent.leaving.said:
         return f"signed out ({agent.leaving.said}); sign in again with: sudo pi-agent refresh"
     if not slot.failure:
@@ -173,6 +181,11 @@ def sentence(agent: Agent, now: float, slot: Slot) -> str:
         return f"{token}, {what} {when}"
     cause = slot.failure.get("message", "")
     return f"{token}; {word_for(slot.outcome)} ({cause}); next attempt {when}"
+
+
+def _which(slot: Slot) -> str:
+    audience = f" for {slot.audience}" if slot.audience else ""
+    return audience + (f" with scope {slot.scope}" if slot.scope else "")
 
 
 def _token_status(slot: Slot, now: float) -> dict[str, object]:

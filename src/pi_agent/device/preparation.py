@@ -46,7 +46,7 @@ def prepare(flags: Mapping[str, Any]) -> dict[str, str]:
     golden.check(settings.state, board.serial or "")
     known.check_board(board.serial or "")
     files.sweep(settings.state)
-    files.make_directory(settings.runtime, 0o750)
+    files.make_directory(settings.runtime, 0o755)  # as the unit does: who may use the socket is said there
     fields = for_worker(settings, board) | {
         "python": sys.executable,
         "path": os.pathsep.join(os.path.realpath(entry) for entry in sys.path if Path(entry).is_dir()),

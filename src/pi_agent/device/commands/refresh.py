@@ -23,7 +23,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """0, 4 or 5 by how the attempt went. Raises AgentError (4) and TransportError (5) when there is no token at all."""
+    """0, 4 or 5 by how the attempt went. Raises AgentError (4, 5) and TransportError (5) when there is no token at all."""
     client.renew(audience=args.audience, scope=args.scope, runtime=args.runtime, timeout=args.timeout)
     status = client.ask("/v1/status", runtime=args.runtime)
     default = status["tokens"][0]

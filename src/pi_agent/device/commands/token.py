@@ -32,7 +32,7 @@ def add_choice(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Raises AgentError (4) when the agent has no token to give, TransportError (5) when there is no agent."""
+    """Raises AgentError (4 when refused, 5 when none can be had now), and TransportError (5) when there is no agent."""
     if args.json:
         target = client.token_target(
             audience=args.audience, scope=args.scope, min_valid=args.min_valid, wait=args.timeout
