@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import io
+import json
 import re
 import shutil
 import subprocess
@@ -231,13 +231,52 @@ def test_the_pyjwt_verifier(server: LiveFleet, pi: Pi, token: str) -> None:
             program("PyJWKClient", server, change)["verify"](token)
 
 
-def test_the_assertion_of_a_client_that_is_not_the_agent(server: LiveFleet, pi: Pi) -> None:
-    """What the PyJWT lines print buys a token."""
-    said = io.StringIO()
-    names = {"DEVICE": pi.client_id, "ISSUER": server.issuer, "KID": pi.public.kid, "private_key": pi.key}
-    with contextlib.redirect_stdout(said):
-        program("jwt.encode", **names)
-    assert server.ask(pi.form(said.getvalue().strip())).status == 200
+def added(server: LiveFleet, folder: Path, *kind: str) -> dict[str, Any]:
+    """A key of openssl's in ``folder``, added as the page says: the four names that its programs use."""
+    private = ("openssl", "genpkey", *kind, "-out", "key.pem")
+    subprocess.run(private, cwd=folder, check=True, capture_output=True)
+    half = ("openssl", "pkey", "-in", "key.pem", "-pubout", "-out", "half.pem")
+    subprocess.run(half, cwd=folder, check=True, capture_output=True)
+    done = server.cli("device", "add", "--key", str(folder / "half.pem"), "--approve", "--json")
+    assert done.returncode == 0, done.stderr
+    made = json.loads(done.stdout)
+    key = (folder / "key.pem").read_text()
+    return {"ISSUER": server.issuer, "DEVICE": made["id"], "KID": made["kid"], "key": key}
+
+
+EC = ("-algorithm", "EC", "-pkeyopt", "ec_paramgen_curve:P-256")
+RSA = ("-algorithm", "RSA", "-pkeyopt", "rsa_keygen_bits:2048")
+needs_openssl = pytest.mark.skipif(shutil.which("openssl") is None, reason="openssl is not installed")
+
+
+@needs_openssl
+@pytest.mark.skipif(shutil.which("curl") is None, reason="curl is not installed")
+def test_pyjwt_and_curl_as_they_are_printed(server: LiveFleet, tmp_path: Path) -> None:
+    """The program and the command line after it: one token."""
+    names = added(server, tmp_path, *EC)
+    text = block('end="")').replace("https://fleet.example.org", server.issuer)
+    for name in ("DEVICE", "KID"):
+        text = re.sub(f'^{name} = ".*"$', f'{name} = "{names[name]}"', text, flags=re.MULTILINE)
+    (tmp_path / "assertion.py").write_text(text)
+    (line,) = re.findall(r"^\$ (python assertion.py .*)$", PAGE.read_text(), re.MULTILINE)
+    line = line.replace("https://fleet.example.org", server.issuer).replace("python", sys.executable)
+    done = subprocess.run(line, shell=True, cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert json.loads(done.stdout)["token_type"] == "Bearer"
+
+
+@needs_openssl
+@pytest.mark.parametrize(
+    ("name", "kind"), [("token_by_authlib", EC), ("token_by_client_credentials", EC), ("token_by_oauthlib", RSA)]
+)
+def test_an_oauth_library_as_it_is_printed(
+    server: LiveFleet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, kind: tuple[str, ...]
+) -> None:
+    """Two tokens, one after the other: nothing is sent twice."""
+    monkeypatch.setenv("OAUTHLIB_INSECURE_TRANSPORT", "1")
+    monkeypatch.setenv("AUTHLIB_INSECURE_TRANSPORT", "1")
+    names = program(f"def {name}", **added(server, tmp_path, *kind))
+    first, second = names[name](), names[name]()
+    assert first and second and first != second
 
 
 def test_the_first_lines(server: LiveFleet, pi: Pi, token: str, capsys: pytest.CaptureFixture[str]) -> None:

@@ -13,6 +13,8 @@ from functools import partial
 from pathlib import Path
 
 import pytest
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, PublicFormat
 
 from fleet.live import LiveFleet, run
 from fleet.support import FORM, Pi, Reply, ask
@@ -180,7 +182,7 @@ def test_a_script_prepares_a_server_without_the_page(tmp_path: Path) -> None:
     pi, data = Pi(board=None), tmp_path / "data"
     jwk = tmp_path / "key.jwk"
     jwk.write_text(json.dumps(public_key(pi.key.public_key()).jwk))
-    words = ("device", "add", "--jwk", str(jwk), "--serial", "C0FFEE01", "--revision", "a01041", "--approve", "--json")
+    words = ("device", "add", "--key", str(jwk), "--serial", "C0FFEE01", "--revision", "a01041", "--approve", "--json")
     made = json.loads(run("--data", str(data), *words).stdout)
     assert (made["status"], made["kid"]) == ("approved", pi.public.kid)
     assert json.loads(run("--data", str(data), *words).stdout)["id"] == made["id"]
@@ -204,15 +206,30 @@ def test_a_script_prepares_a_server_without_the_page(tmp_path: Path) -> None:
         ("{}", "empty"),
         ('{"kty":"oct"}', "kty"),
         ("5", "no JWK"),
-        ("nonsense", "not JSON"),
+        ("nonsense", "neither PEM nor JSON"),
+        ("-----BEGIN PUBLIC KEY-----\nAAAA\n-----END PUBLIC KEY-----", "neither PEM nor JSON"),
         ('{"kty":"EC","crv":"P-256","x":"AA","y":"AA","d":"AA"}', "public half"),
     ],
 )
 def test_f02_a_key_that_is_none_is_refused(server: LiveFleet, tmp_path: Path, text: str, why: str) -> None:
     """With a sentence, and exit code 2."""
     (tmp_path / "jwk").write_text(text)
-    done = server.cli("device", "add", "--jwk", str(tmp_path / "jwk"))
+    done = server.cli("device", "add", "--key", str(tmp_path / "jwk"))
     assert done.returncode == 2 and why in done.stderr, done.stderr
+
+
+def test_a_key_as_openssl_writes_it(server: LiveFleet, tmp_path: Path) -> None:
+    """PEM is taken, and is the key that it is as a JWK; a private one is refused with the command that gives its half."""
+    key, path = ec.generate_private_key(ec.SECP256R1()), tmp_path / "key.pem"
+    path.write_bytes(key.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo))
+    assert public_key(key.public_key()).kid in server.cli("device", "add", "--key", str(path)).stderr
+    path.write_bytes(key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()))
+    done = server.cli("device", "add", "--key", str(path))
+    assert (done.returncode, "openssl pkey -in KEY.pem -pubout" in done.stderr) == (2, True)
+    other = ec.generate_private_key(ec.SECP384R1()).public_key()
+    path.write_bytes(other.public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo))
+    done = server.cli("device", "add", "--key", str(path))
+    assert (done.returncode, "neither P-256, Ed25519 nor RSA" in done.stderr) == (2, True)
 
 
 def test_keys_are_rotated_by_command_and_all_servers_follow(tmp_path: Path, cluster: Cluster) -> None:

@@ -8,11 +8,11 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from pi_agent.errors import ConfigError, UsageError
+from pi_agent.errors import ConfigError, MalformedTokenError, UsageError
 from pi_agent.fleet import client
 from pi_agent.fleet.commands.common import AS_JSON, command, confirmed, fleet_of, group, listed, printed, say
 
-MAX_JWK = 16 * 1024
+MAX_KEY = 16 * 1024
 
 
 def add_commands(commands: Any) -> None:
@@ -29,7 +29,9 @@ def add_commands(commands: Any) -> None:
     _add_servers(group(commands, "resource-server", "services that devices call, and that may ask about tokens"))
     _add_rules(group(commands, "rule", "which devices may have which scopes, and at whom"))
     parser = command(commands, "device-add", "add a device by its public key, without the device", device_add)
-    parser.add_argument("--jwk", type=Path, required=True, metavar="FILE", help="its public key as a JWK; - is stdin")
+    parser.add_argument(
+        "--key", type=Path, required=True, metavar="FILE", help="its public key, PEM or JWK; - is stdin"
+    )
     parser.add_argument("--name", default="", metavar="NAME", help="what to call it")
     parser.add_argument("--serial", metavar="HEX", help="the serial of its board")
     parser.add_argument("--revision", metavar="HEX", help="the revision code of its board, such as a01041")
@@ -141,7 +143,7 @@ def rule_remove(arguments: argparse.Namespace) -> int:
 def device_add(arguments: argparse.Namespace) -> int:
     """A device by its public key, without the device."""
     request = {
-        "jwk": read_jwk(arguments.jwk),
+        "jwk": read_key(arguments.key),
         "name": arguments.name,
         "serial": arguments.serial,
         "revision": arguments.revision,
@@ -152,14 +154,29 @@ def device_add(arguments: argparse.Namespace) -> int:
     return printed(arguments, made, f"{made['id']}\n")
 
 
-def read_jwk(path: Path) -> dict[str, Any]:
-    """The JSON object in a file; ``-`` is standard input. Raises ConfigError."""
+def read_key(path: Path) -> dict[str, Any]:
+    """The public key in a file, PEM or a JWK, as a JWK; ``-`` is standard input. Raises ConfigError."""
     try:
-        text = sys.stdin.read(MAX_JWK) if str(path) == "-" else path.read_bytes()[:MAX_JWK].decode("utf-8")
-        value = json.loads(text)
+        text = sys.stdin.read(MAX_KEY) if str(path) == "-" else path.read_bytes()[:MAX_KEY].decode("utf-8")
+        value = _from_pem(text, path) if "-----BEGIN" in text else json.loads(text)
     except (OSError, ValueError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "it is not JSON"
-        raise ConfigError(f"cannot read the JWK in {path}: {reason}", path=str(path), key="jwk") from error
+        reason = error.strerror if isinstance(error, OSError) else "it is neither PEM nor JSON"
+        raise ConfigError(f"cannot read the key in {path}: {reason}", path=str(path), key="key") from error
     if not isinstance(value, dict):
-        raise ConfigError(f"{path} holds no JWK", path=str(path), key="jwk", hint="a JSON object with kty, crv, x, y")
+        raise ConfigError(f"{path} holds no JWK", path=str(path), key="key", hint="a JSON object with kty, crv, x, y")
     return value
+
+
+def _from_pem(text: str, path: Path) -> dict[str, str]:
+    from cryptography.exceptions import UnsupportedAlgorithm
+    from cryptography.hazmat.primitives.serialization import load_pem_public_key
+
+    from pi_agent.jwk import public_key
+
+    if "PRIVATE KEY" in text:
+        hint = "give the public half only: openssl pkey -in KEY.pem -pubout"
+        raise ConfigError(f"{path} holds a private key", path=str(path), key="key", hint=hint)
+    try:
+        return public_key(load_pem_public_key(text.encode())).jwk  # type: ignore[arg-type]  # it refuses other kinds
+    except (MalformedTokenError, UnsupportedAlgorithm) as error:
+        raise ConfigError(f"the key in {path} cannot be used: {error}", path=str(path), key="key") from error
