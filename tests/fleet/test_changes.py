@@ -142,6 +142,23 @@ def test_the_same_request_twice_is_done_once(app: Application) -> None:
     assert post(app, "approve", {"idempotency-key": "x" * 65}, query="id:*", reason="x").status == 400
 
 
+def test_a_preview_keeps_nobody_waiting(app: Application, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also under an Idempotency-Key, as the command line has it: no transaction, which would be SQLite's only one."""
+    devices(2)
+    alone: list[bool] = []
+    preview = changes.preview
+
+    def watched(*asked: Any, **more: Any) -> changes.Change:
+        alone.append(connection.in_atomic_block)
+        return preview(*asked, **more)
+
+    monkeypatch.setattr(changes, "preview", watched)
+    key = {"idempotency-key": "k4"}
+    assert post(app, "approve", key, query="id:*", dry_run=True).json["count"] == 2
+    assert alone == [False]
+    assert post(app, "approve", key, query="id:*", reason="x", max=2).json["count"] == 2
+
+
 def test_a_refusal_for_who_asked_is_not_remembered(app: Application) -> None:
     """A key that a reader used in vain is free for an admin; and what an admin did is not answered to a reader."""
     access.ensure_operator("ann", "admin", by="test", now=1)
