@@ -22,6 +22,7 @@ from fleet.live import CLEAN, COMMAND, LiveFleet, run
 from pi_agent.fleet import cli, output
 from pi_agent.fleet.client import Fleet
 from pi_agent.fleet.commands import COMMANDS, changes
+from pi_agent.fleet.shown import fingerprint
 
 DEVICE = {
     "id": "pi-0000000000000001", "name": "kitchen", "status": "pending", "status_reason": "", "flag": "", "model": "2B",
@@ -158,8 +159,10 @@ def test_on_a_terminal_the_count_is_typed_back(live: LiveFleet, typed: str, code
 class Forgetful:
     """A fleet that has lost a device since it was listed."""
 
+    shown = (("pi-1", "approved"), ("pi-2", "approved"))
+
     def stream(self, path: str, **parameters: str) -> Iterator[bytes]:
-        yield b'{"id": "pi-1"}\n{"id": "pi-2"}\n'
+        yield "".join(json.dumps({"id": one, "status": status}) + "\n" for one, status in self.shown).encode()
 
     def post(self, path: str, members: dict[str, Any]) -> dict[str, Any]:
         return {"count": len(members["ids"]) - 1, "unknown": ["pi-2"]}
@@ -168,7 +171,7 @@ class Forgetful:
 def test_devices_that_have_gone_meanwhile_are_named(capsys: pytest.CaptureFixture[str]) -> None:
     """They are on stderr, and not among those that were changed."""
     arguments = argparse.Namespace(action="tag", reason="x", json=False)
-    request, preview = {"query": "id:*"}, {"matched": 2, "status": "tagged"}
+    request, preview = {"query": "id:*"}, {"status": "tagged", "selection": f"1-{fingerprint(Forgetful.shown)}"}
     assert changes._in_steps(arguments, cast(Fleet, Forgetful()), "/devices/tag", request, preview) == 0
     out, err = capsys.readouterr()
     assert (out, "1 device not there any more: pi-2\n" in err) == ("pi-1\n", True)

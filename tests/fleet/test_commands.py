@@ -169,6 +169,35 @@ def test_many_devices_are_changed_in_steps(live: LiveFleet) -> None:
     assert live.cli("devices", "tag:many", "-o", "name").stdout == ""
 
 
+@pytest.mark.parametrize("meanwhile", ["another device", "another decision"])
+def test_of_many_devices_none_is_changed_that_was_not_shown(live: LiveFleet, meanwhile: str) -> None:
+    """As many as were shown, but not the same, or not as they were: what was typed back was about others."""
+    sure = ("--reason", "test", "--yes", "--max", "5000")
+    first, second = live.cli("devices", "status:approved", "-o", "name", "--limit", "2").stdout.split()
+    assert live.cli("tag", "-status:revoked", "+crowd", *sure).returncode == 0
+    assert live.cli("tag", first, "-crowd", *sure).returncode == 0
+    keyboard, terminal = pty.openpty()
+    command = [*COMMAND, "--data", str(live.data), "tag", "tag:crowd", "+chosen", "--reason", "test"]
+    with subprocess.Popen(
+        command, stdin=terminal, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=CLEAN
+    ) as process:
+        assert process.stderr is not None
+        number = process.stderr.readline().partition(" ")[0].replace(",", "")
+        if meanwhile == "another device":
+            assert live.cli("tag", first, "+crowd", *sure).returncode == 0
+            assert live.cli("tag", second, "-crowd", *sure).returncode == 0
+        else:
+            assert live.cli("quarantine", second, *sure).returncode == 0
+        os.write(keyboard, f"{number}\n".encode())
+        said = process.stderr.read()
+        os.close(keyboard)
+        os.close(terminal)
+    assert (process.returncode, "not the ones that were shown" in said) == (6, True), said
+    assert live.cli("devices", "tag:chosen", "-o", "name").stdout == ""
+    live.cli("release", second, *sure)
+    assert live.cli("tag", "tag:crowd", "-crowd", *sure).returncode == 0
+
+
 def test_an_export_is_whole_or_not_there(live: LiveFleet, tmp_path: Path) -> None:
     """With all rows; and where the server says no, nothing is left."""
     assert live.cli("export", str(tmp_path / "x.csv"), "model:2b").returncode == 0

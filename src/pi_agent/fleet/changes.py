@@ -33,6 +33,7 @@ from pi_agent.fleet import audit, database
 from pi_agent.fleet.audit import Actor, Event
 from pi_agent.fleet.models import Device, DeviceTag, with_parts
 from pi_agent.fleet.selection import condition
+from pi_agent.fleet.shown import fingerprint
 
 MAX_SHOWN = 1000
 MAX_IDS = 1000
@@ -100,11 +101,7 @@ class Target:
     as_of: int
 
     def selection(self) -> str:
-        digest, count = hashlib.sha256(), 0
-        for client_id, status in self.rows.values_list("client_id", "status").iterator(5000):
-            digest.update(f"{client_id} {status}\n".encode())
-            count += 1
-        return f"{self.as_of}-{count}-{digest.hexdigest()[:32]}"
+        return f"{self.as_of}-{fingerprint(self.rows.values_list('client_id', 'status').iterator(5000))}"
 
 
 @dataclass(frozen=True, slots=True)

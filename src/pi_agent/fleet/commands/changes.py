@@ -173,9 +173,13 @@ def _confirm(arguments: argparse.Namespace, action: str, preview: dict[str, Any]
 def _in_steps(
     arguments: argparse.Namespace, fleet: client.Fleet, path: str, request: dict[str, Any], preview: dict[str, Any]
 ) -> int:
-    chunks = fleet.stream("/devices.jsonl", query=request["query"], columns="id")
-    ids = [json.loads(line)["id"] for line in b"".join(chunks).splitlines()]
-    if len(ids) != preview["matched"]:
+    from pi_agent.fleet.shown import fingerprint  # here, and not for every command
+
+    chunks = fleet.stream("/devices.jsonl", query=request["query"], columns="id,status", sort="id")
+    found = [json.loads(line) for line in b"".join(chunks).splitlines()]
+    ids = [device["id"] for device in found]
+    shown = preview["selection"].partition("-")[2]
+    if fingerprint((device["id"], device["status"]) for device in found) != shown:
         raise ConflictError(
             "the devices are not the ones that were shown", hint="look at them again; nothing has changed"
         )
