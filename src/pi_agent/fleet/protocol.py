@@ -1,7 +1,7 @@
 """One HTTP connection: uvicorn's, with what a server on the open network needs beyond it, and a short way for tokens.
 
-Beyond uvicorn: headers must arrive in time and be of bounded size, connections are counted, and on the local socket the
-peer's user id is the client, which is how the REST interface knows its operator.
+Beyond uvicorn: headers must arrive in time and be of bounded size, answers must be taken, connections are counted, and on
+the local socket the peer's user id is the client, which is how the REST interface knows its operator.
 
 The short way: a POST to the token endpoint needs no task, no ASGI messages and no Django, so its body goes from the parser
 straight to the clerk, and the answer straight to the transport. One such request is under way on a connection at a
@@ -11,6 +11,7 @@ time: a client that sends more without waiting for the answer is answered once, 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import socket
 import struct
 from collections.abc import Sequence
@@ -66,6 +67,8 @@ class Protocol(HttpToolsProtocol):
     deaf = False  # whatever else the client sends on this connection is not looked at
     in_headers = False  # what is named now is a header; behind a body it is a trailer, which nobody wants
     trailer_bytes = 0
+    unanswered: Sequence[Any] = ()  # uvicorn's requests, but for those on the short way
+    taken: int | None = None  # at the last look, of an answer that waited for its client
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn has it
         super().connection_made(transport)
@@ -88,6 +91,9 @@ class Protocol(HttpToolsProtocol):
         if self.place is not None:
             self.place.leave()
         super().connection_lost(exc)
+        for each in self.unanswered:  # uvicorn tells only the last of them
+            each.disconnected = True
+            each.message_event.set()
 
     def data_received(self, data: bytes) -> None:
         super().data_received(data)
@@ -153,6 +159,7 @@ class Protocol(HttpToolsProtocol):
             self.deaf, self.cycle.keep_alive = True, False
         else:
             super().on_headers_complete()
+            self.unanswered = [each for each in (*self.unanswered, self.cycle) if not each.response_complete]
 
     def unacceptable(self) -> OAuthError | None:
         """Why a request is not served, by its headers alone."""
@@ -240,6 +247,14 @@ class Protocol(HttpToolsProtocol):
 
     # Waiting.
 
+    def has_stalled(self) -> bool:
+        """Whether an answer waits for a client that has taken none of it since the last look."""
+        before, self.taken = self.taken, None
+        if self.transport.get_write_buffer_size():
+            with contextlib.suppress(OSError):  # a local socket counts nothing
+                self.taken = acknowledged(self.transport.get_extra_info("socket"))
+        return self.taken is not None and self.taken == before
+
     def await_headers(self) -> None:
         self.header_bytes = 0
         self.header_timer = self.loop.call_later(self.header_seconds, self.transport.close)
@@ -251,6 +266,11 @@ class Protocol(HttpToolsProtocol):
         if self.short is not None and self.short.timer is not None:
             self.short.timer.cancel()
             self.short.timer = None
+
+
+def acknowledged(connection: Any) -> int:
+    """How many bytes the other end of a TCP connection has taken (``tcpi_bytes_acked`` in linux/tcp.h)."""
+    return int(struct.unpack("Q", connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 128)[120:])[0])
 
 
 def peer_uid(connection: Any) -> int:

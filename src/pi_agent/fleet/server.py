@@ -82,6 +82,19 @@ class Server(uvicorn.Server):
         with contextlib.suppress(OSError):  # a log that is full or gone is no reason to serve nobody
             print(self.greeting, file=sys.stderr, flush=True)  # noqa: T201  # this is a command's output
 
+    async def on_tick(self, counter: int) -> bool:
+        """Uvicorn's, ten times a second."""
+        if counter % max(1, round(10 * self.config.timeout_keep_alive)) == 0:
+            self.hang_up()
+        return await super().on_tick(counter)
+
+    def hang_up(self) -> None:
+        """End the connections whose client has taken nothing of what waits for it since the last look (RS-06)."""
+        for connection in list(self.server_state.connections):
+            assert isinstance(connection, Protocol)
+            if connection.has_stalled():
+                connection.transport.abort()
+
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         if sig == signal.SIGTERM:
             self.should_exit = True  # uvicorn would raise it once more at the end
