@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -58,3 +59,21 @@ def test_b29_a_proxy_is_known_on_a_socket_for_both_families() -> None:
     proxies, named = networks(["127.0.0.1"]), [(b"x-forwarded-for", b"192.0.2.7")]
     for peer, client in (("127.0.0.1", "192.0.2.7"), ("::ffff:127.0.0.1", "192.0.2.7"), ("::ffff:192.0.2.1", None)):
         assert client_behind((peer, 1), named, proxies)[0] == (client or peer)
+
+
+@pytest.mark.parametrize(
+    ("said", "client"),
+    [
+        ("203.0.113.9", "203.0.113.9"),
+        ("198.51.100.1, 203.0.113.9", "203.0.113.9"),
+        ("198.51.100.1, 203.0.113.9, 10.0.0.2", "203.0.113.9"),
+        ("203.0.113.9, unknown", "10.0.0.1"),
+        ("10.0.0.2", "10.0.0.1"),
+        ("", "10.0.0.1"),
+    ],
+)
+def test_c14_a_client_is_whom_the_last_proxy_of_ours_has_seen(said: str, client: str) -> None:
+    """What stands before that was written by the client itself; what is no address names nobody."""
+    headers = [(b"x-forwarded-for", part.encode()) for part in said.split(", ")]  # one header or many are the same
+    assert client_behind(("10.0.0.1", 5), headers, networks(["10.0.0.0/8"]))[0] == client
+    assert client_behind(("192.0.2.1", 5), headers, networks(["10.0.0.0/8"])) == ("192.0.2.1", 5)

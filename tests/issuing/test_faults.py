@@ -141,6 +141,24 @@ def test_rs04_connections_that_were_cut_are_replaced(tmp_path: Path, cluster: Cl
         server.stop()
 
 
+def test_rs01_a_device_that_is_held_on_postgresql_is_a_503_and_passes(tmp_path: Path, cluster: Cluster) -> None:
+    """Somebody holds its row for longer than a request waits; then the same assertion buys its token."""
+    import psycopg
+
+    url = cluster.database()
+    server = start(tmp_path / "data", url)
+    try:
+        pi = server.enroll()
+        body = pi.form()
+        with psycopg.connect(url) as other:
+            other.execute("SELECT 1 FROM fleet_device FOR UPDATE")
+            assert put_off(server.ask(body))
+            other.rollback()
+        assert server.ask(body).status == 200
+    finally:
+        server.stop()
+
+
 def test_rs09_a_clock_that_went_back_issues_nothing(app: Application, pi: Pi) -> None:
     """More than a minute behind the newest token: 503, not ready; a minute is forgiven; a clock that is right again is, too."""
     now = [int(time.time())]

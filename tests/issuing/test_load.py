@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 from django.db import connection
@@ -23,7 +24,7 @@ from pi_agent.fleet import clerk, housekeeper, ledger, limits, webhooks
 from pi_agent.fleet.asgi import Application
 from pi_agent.fleet.line import Known, Line
 from pi_agent.fleet.models import UsedAssertion
-from pi_agent.fleet.web import RETRY_SPREAD
+from pi_agent.fleet.web import RETRY_SPREAD, Request
 
 HEAD = f"POST /oauth/token HTTP/1.1\r\nHost: x\r\nContent-Type: {FORM}\r\nContent-Length: %d\r\n\r\n"
 
@@ -87,13 +88,21 @@ def test_rs08_who_is_known_goes_before_strangers() -> None:
 
 
 def test_rs08_an_address_is_known_by_a_token_alone(app: Application, pi: Pi) -> None:
-    """Forgeries make nobody known, and the names that are kept are few."""
+    """Forgeries make nobody known, who is known goes first, and the names that are kept are few."""
     found = Application(app.authority)
     try:
         ask(found, pi.form(Pi(client_id=pi.client_id).sign(pi.header(), pi.claims())))
         assert "192.0.2.1" not in found.clerk.known
         assert ask(found, pi.form()).status == 200
         assert "192.0.2.1" in found.clerk.known
+        assert found.clerk.waiting == [0, 0]  # it was a stranger when it came, and is none when it goes
+        line, found.clerk.asked = found.clerk.asked, Line()
+        try:
+            for source in ("192.0.2.2", "192.0.2.1"):
+                found.clerk.submit(Request("POST", source=source), Mock(), Mock())
+            assert [request.source for request, _ in found.clerk.asked.take(2)] == ["192.0.2.1", "192.0.2.2"]
+        finally:
+            found.clerk.asked = line
     finally:
         found.close()
     names = Known(3)

@@ -1,4 +1,4 @@
-"""Clients that ask and do not read what they are answered (requirement RS-06)."""
+"""Clients that say nothing more, or do not read what they are answered (requirement RS-06)."""
 
 from __future__ import annotations
 
@@ -11,13 +11,21 @@ from unittest.mock import Mock
 
 import pytest
 
-from fleet.live import LiveFleet
+from fleet.live import LiveFleet, closed_within
 from issuing.conftest import start
-from pi_agent.fleet.protocol import Protocol, acknowledged
+from pi_agent.fleet.protocol import Protocol, Short, acknowledged
+from pi_agent.fleet.web import Answer
 from town import eventually
 
 PATH = "/static/htmx-2.0.11.min.js"  # the longest answer that anybody gets
 ASKING = f"GET {PATH} HTTP/1.1\r\nHost: x\r\n\r\n".encode()
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LiveFleet]:
+    found = start(tmp_path_factory.mktemp("slow") / "data", "", "--idle-seconds", "0.4", "--header-seconds", "0.4")
+    yield found
+    found.stop()
 
 
 @contextmanager
@@ -66,3 +74,23 @@ def test_a_client_that_takes_its_answers_slowly_is_waited_for() -> None:
         assert reader.recv(1) and eventually(lambda: acknowledged(writer) == before + 1)
         assert [look(9), look(9)] == [False, True]
         writer.close()
+
+
+@pytest.mark.parametrize("more", [b"", b"\r\n"])
+@pytest.mark.parametrize("path", ["/oauth/token", "/healthz"])
+def test_a_connection_that_goes_silent_is_closed(server: LiveFleet, path: str, more: bytes) -> None:
+    """After an answer, on either way into the server, and also when what comes then begins no request."""
+    with server.connect() as connection:
+        connection.sendall(f"POST {path} HTTP/1.1\r\nHost: x\r\nContent-Length: 0\r\n\r\n".encode())
+        assert connection.recv(4096).startswith(b"HTTP/1.1 40")
+        connection.sendall(more)
+        assert closed_within(connection, 15)
+
+
+def test_a_client_that_asks_for_tokens_and_reads_none_is_hung_up_on() -> None:
+    """What it is answered is not collected for it."""
+    connection = object.__new__(Protocol)
+    connection.short, connection.flow, connection.transport = Short(last=False), Mock(write_paused=True), Mock()
+    connection.transport.is_closing.return_value = False
+    connection.answer(Answer(200))
+    assert connection.transport.abort.called and not connection.transport.write.called

@@ -151,6 +151,8 @@ OPTIONS: dict[str, Option] = {
     ),
     "header_seconds": Option(number(0.1, 600, "seconds"), "SECONDS", "for the headers of a request to arrive"),
     "body_seconds": Option(number(0.1, 600, "seconds"), "SECONDS", "for the body of a request to arrive"),
-    "idle_seconds": Option(number(0.1, 75, "seconds"), "SECONDS", "until a connection is closed that is silent, or does not take its answers"),
+    "idle_seconds": Option(
+        number(0.1, 75, "seconds"), "SECONDS", "until a connection ends that is silent, or takes no answer"
+    ),
     "log": Option(choice("text", "json"), "FORM", "how the log on stderr is written, text or json"),
 }
