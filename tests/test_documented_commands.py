@@ -46,7 +46,6 @@ NAMES: list[tuple[str, Callable[[Town], str]]] = [
     (r"\bKID\b", Town.signing_key),
     (r"rs-0123456789abcdef:SECRET", Town.resource_server),
     (r"\btoken=eyJ\.\.\.", lambda town: f"token={town.token()}"),
-    (r"\bassertion=eyJ\.\.\.", lambda town: f"assertion={town.assertion()}"),
 ]
 NOT_HERE = {
     r"\./dev demo --once": "run, and its output compared, by test_readme.py",
@@ -57,6 +56,7 @@ NOT_HERE = {
     r"python3 -m venv ~/pi-fleet ": "fetches the libraries once more; ./dev itself does the same",
     r"sudo (systemctl|systemd-|mkdir -p /etc/cred|poweroff)|journalctl": "needs systemd as PID 1; ./dev boot has one",
     r"sudo adduser telemetry": "changes this machine; ./dev boot does it, where a user of the group gets the token",
+    r"python assertion\.py": "with the program above it, by issuing/test_documented_services.py",
     r"hydra ": "another project's program",
     r"(echo \.\.\. \| )?(sudo (-u|-E|usermod -aG tss|install -d -o) |export TPM2)": "needs a TPM; tests/fleet/test_tpm.py has one",
     r"sudo pi-agent key move --to firmware": "needs a Pi's fuses; tests/device/test_keys_stores.py has a stand-in",
@@ -68,7 +68,7 @@ CODES = [
     (r"pi-fleet (devices|quarantine|audit)", (0, 3)),
 ]
 # What needs neither our fleet nor the agent, so that nobody has to wait for their start.
-ALONE = r"(sudo )?(pi-agent (board|config|setup \S+ --preset)|openssl) |pi-fleet completion "
+ALONE = r"(sudo )?(pi-agent (board|config|setup \S+ --preset)|openssl(?! pkey)) |pi-fleet completion "
 ENDLESS = {r"pi-fleet .*\bserve\b": "listening on", r" --watch\b": "porch"}  # ended by Ctrl-C when they have said this
 PROMPTS = [(r"type (\w+) to ", r"\1\n"), (r"type yes: ", "yes\n"), (r"reason: $", "it is what the document says\n")]
 

@@ -23,9 +23,8 @@ from typing import Any, TypeVar
 
 from device.servers import Request, reply, serving
 from fleet.live import LiveFleet
-from pi_agent import assertion, client, words
+from pi_agent import client, words
 from pi_agent.device import identity
-from pi_agent.device.keys import file
 from pi_agent.errors import TransportError
 
 PROJECT = Path(__file__).resolve().parent.parent
@@ -156,13 +155,6 @@ class Town:
 
     def token(self) -> str:
         return client.token(runtime=str(self.home / "kitchen/runtime"))
-
-    def assertion(self) -> str:
-        known, key = identity.load(self.home / "kitchen/state"), file.load(self.home / "kitchen/state")
-        claims = assertion.claims(
-            issuer=known.client_id, audience=self.issuer, now=int(time.time()), jti=secrets.token_urlsafe(16)
-        )
-        return assertion.sign(claims, kind=assertion.GRANT, alg=key.alg, kid=key.public_key().kid, sign=key.sign)
 
 
 class Elsewhere:
