@@ -185,6 +185,13 @@ def test_b29_a_device_that_asks_too_often_is_slowed(limited: Application, pi: Pi
     assert UsedAssertion.objects.count() == before
 
 
+@pytest.mark.parametrize("status", ["pending", "revoked"])
+def test_b29_a_device_that_is_turned_away_is_slowed_too(limited: Application, pi: Pi, status: str) -> None:
+    """Every assertion it signs costs a write, so its share is that of any other."""
+    Device.objects.update(status=status)
+    assert [ask(limited, pi.form()).status for _ in range(4)] == [400, 400, 400, 429]
+
+
 def test_b29_forgeries_do_not_use_up_a_device(limited: Application, pi: Pi) -> None:
     """Only what a device signed counts against it; replays of it do not either."""
     thief = Pi(client_id=pi.client_id)

@@ -39,10 +39,13 @@ TLS = {"tls_cert": Path("/x.pem")}
         ({"bind": "0.0.0.0:80", "issuer": "https://fleet.example", "trusted_proxy": ("10.0.0.1/32",)}, ""),
         ({"bind": "127.0.0.1:8080", "issuer": "https://fleet.example"}, ""),
         ({"bind": "[::1]:8080", "issuer": "http://[::1]:8080"}, ""),
+        ({"issuer": "http://localhost:8080", "token_lifetime": 3600}, ""),
+        ({"issuer": "http://localhost:8080", "token_lifetime": 86400}, "live 1440 minutes, .*--token-lifetime 3600"),
     ],
 )
 def test_what_is_seldom_meant_is_said(wanted: dict[str, Any], said: str) -> None:
-    """A port that nobody is sent to, and plain HTTP where others can read it: one line each, and none where all is well."""
+    """A port that nobody is sent to, plain HTTP where others can read it, tokens that live for long: one line each, and
+    none where all is well."""
     doubts = list(greeting.doubts(Settings(data=Path("/d"), **wanted)))
     assert len(doubts) == bool(said)
     assert all(part in "".join(doubts) for part in said.split(".*"))

@@ -228,11 +228,9 @@ def _decide(claim: Claim, device: DeviceRow | None, rules: Rules, authority: Aut
     ):  # taken out, or not yet let in, the key or the device
         retired = clones.retired_key(verified.issuer, verified.kid, source=claim.source, now=now)
         return retired or OAuthError("invalid_grant", "the signature is not good")
-    outcome = decide(claim.verified, device, rules, scope=claim.scope, resource=claim.resource)
-    if isinstance(outcome, Admitted) and authority.limits:
-        wait = authority.limits.device.wait(claim.verified.issuer, rules.now)
-        if wait:
-            return OAuthError("slow_down", "too many requests from this device", status=429, retry_after=wait)
+    if authority.limits and (wait := authority.limits.device.wait(verified.issuer, now)):
+        return OAuthError("slow_down", "too many requests from this device", status=429, retry_after=wait)
+    outcome = decide(verified, device, rules, scope=claim.scope, resource=claim.resource)
     return _look_at(claim, device, outcome, now, authority) if isinstance(outcome, Admitted) else outcome
 
 

@@ -15,6 +15,7 @@ from pi_agent.fleet.served import Served
 from pi_agent.fleet.settings import Settings, setup_command
 
 PORTS = {"http": 80, "https": 443}
+LONG_LIFE = 3600
 
 
 def greeting(settings: Settings, sign_in: str, found: Iterable[str]) -> str:
@@ -53,6 +54,11 @@ def doubts(settings: Settings) -> Iterator[str]:
         yield (
             f"this is plain HTTP on {settings.host}, which others may reach and read: name the proxy in front of it with "
             "--trusted-proxy ADDRESS, or serve HTTPS with --tls-cert FILE"
+        )
+    if settings.token_lifetime > LONG_LIFE:
+        yield (
+            f"access tokens live {settings.token_lifetime // 60} minutes, and one that is stolen, or of a device that is "
+            f"revoked, works as long at services that do not ask the fleet: better --token-lifetime {LONG_LIFE} or less"
         )
 
 
