@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
+import os
 import re
 import runpy
+import shlex
 import shutil
 import subprocess
 import tomllib
@@ -13,6 +16,7 @@ from pathlib import Path
 import pytest
 
 from device.living import Living, living
+from device.servers import reply, serving
 from pi_agent.device.presets import PRESETS
 from pi_agent.device.toml_file import read_all
 
@@ -51,6 +55,28 @@ def test_an_example_gets_a_token(pi: Living, tool: str, tmp_path: Path) -> None:
         command = {"node": node, "go": go, "cc": c}[tool](tmp_path, socket)
         done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
         assert (done.stdout, done.stderr) == (pi.token(), "")
+
+
+@pytest.mark.skipif(not shutil.which("curl"), reason="curl is not installed")
+def test_the_script_for_cron_sends_nothing_without_a_token(pi: Living, tmp_path: Path) -> None:
+    """With an agent it sends the file; without one it ends with 5, says why, and the service hears nothing."""
+    (tmp_path / "bin").mkdir()
+    shim = tmp_path / "bin" / "pi-agent"
+    shim.write_text(f'#!/bin/sh\nexec {shlex.join(pi.command())} "$@"\n')
+    shim.chmod(0o755)
+    (tmp_path / "telemetry.json").write_text('{"degrees": 21}')
+    here = {"PATH": f"{tmp_path / 'bin'}:{os.environ['PATH']}"}
+    with serving(lambda channel, request: channel.sendall(reply({"thanks": True}))) as service:
+        text = block("bash").replace("https://api.example/telemetry", service.url)
+        script = ["sh", "-ec", text.replace("/run/telemetry.json", str(tmp_path / "telemetry.json"))]
+        alone = subprocess.run(script, env=here, capture_output=True, text=True, check=False)
+        assert (alone.returncode, "error: " in alone.stderr, service.requests) == (5, True, [])
+        with pi.running():
+            pi.state("ok")
+            done = subprocess.run(script, env=here, capture_output=True, text=True, check=False)
+            assert (done.returncode, json.loads(done.stdout)) == (0, {"thanks": True})
+            (sent,) = service.requests
+            assert (sent.headers["authorization"], sent.body) == (f"Bearer {pi.token()}", b'{"degrees": 21}')
 
 
 def test_the_go_example_leaves_no_connection_open(pi: Living, tmp_path: Path) -> None:
