@@ -115,3 +115,25 @@ def test_a_thread_that_answers_operators_keeps_more_pages(app: Application) -> N
     found = [pool.submit(pages).result(), pool.submit(anew).result()]
     assert found == [-READING_KIB, -READING_KIB]
     assert before == pages() == -CACHE_KIB
+
+
+PARTS = b'--B\r\ncontent-disposition: form-data; name="a"\r\n\r\n1\r\n--B--\r\n'
+FORM = "application/x-www-form-urlencoded"
+
+
+@pytest.mark.parametrize("path", ["/sign-in", "/devices/act", "/api/v1/devices/tag"])
+@pytest.mark.parametrize("kind", ["multipart/form-data; boundary=B", "Multipart/Form-Data;boundary=B"])
+def test_a_form_in_parts_costs_no_thread(
+    app: Application, monkeypatch: pytest.MonkeyPatch, path: str, kind: str
+) -> None:
+    """Strangers who send them would keep a revocation waiting: they are refused before Django reads them."""
+    monkeypatch.setattr(app.django, "get_response", None)
+    headers = {"host": "fleet.test", "content-type": kind, "cookie": f"__Host-pi-fleet-csrf={'a' * 32}"}
+    assert exchange(app, "POST", path, PARTS, headers).status == 415
+
+
+def test_a_form_has_no_more_fields_than_a_page(app: Application) -> None:
+    """To read a thousand of them takes longer than to refuse them."""
+    headers = {"host": "fleet.test", "content-type": FORM, "cookie": f"__Host-pi-fleet-csrf={'a' * 32}"}
+    assert exchange(app, "POST", "/sign-in", b"&".join([b"a=1"] * 200), headers).status == 403
+    assert exchange(app, "POST", "/sign-in", b"&".join([b"a=1"] * 201), headers).status == 400

@@ -218,6 +218,7 @@ def _django(settings: Settings) -> dict[str, Any]:
         "CSRF_COOKIE_HTTPONLY": True,
         "CSRF_COOKIE_SAMESITE": "Strict",
         "DATA_UPLOAD_MAX_MEMORY_SIZE": 64 * 1024,
+        "DATA_UPLOAD_MAX_NUMBER_FIELDS": 200,  # a page has 50 devices; it is read before it is known who sends it
         "LOGIN_URL": "/sign-in",
     }  # fmt: skip
 

@@ -87,6 +87,10 @@ def too_slow(seconds: float) -> OAuthError:
     return OAuthError("invalid_request", f"the body took longer than {seconds:g} s", status=408)
 
 
+def in_parts() -> OAuthError:
+    return OAuthError("invalid_request", "no form is taken in parts", status=415)
+
+
 def media_type(content_type: str) -> str:
     return content_type.partition(";")[0].strip().lower()
 
