@@ -370,6 +370,13 @@ class TestLock:
             assert wish.specifier.contains(version[wish.name]), wish
 
 
+def test_uv_is_one_release() -> None:
+    """requirements/uv.txt, which .ci/run gets uv from: one version, and nothing that is not checked against its hash."""
+    lines = [line for line in (ROOT / "requirements" / "uv.txt").read_text().splitlines() if line[0] != "#"]
+    assert re.fullmatch(r"uv==\d+\.\d+\.\d+ \\", lines.pop(0))
+    assert lines and all(re.fullmatch(r"    --hash=sha256:[0-9a-f]{64}( \\)?", line) for line in lines)
+
+
 def direct_dependencies() -> list[Requirement]:
     """What pyproject.toml asks for, in the extras that ``dev`` stands for."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
