@@ -11,6 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from fleet.support import FORM, ISSUER, Pi, Reply, ask, exchange
+from pi_agent.fleet import clients
 from pi_agent.fleet.asgi import Application
 from pi_agent.oauth import JWT_BEARER
 
@@ -44,6 +45,21 @@ def test_b01_more_than_50_parameters_are_refused(app: Application, pi: Pi) -> No
 def test_b01_an_assertion_of_more_than_16_kib_is_refused(app: Application, pi: Pi) -> None:
     """Length comes before any decoding."""
     check_refusal(ask(app, pi.form("a" * 17000 + ".b.c")), "invalid_grant")
+
+
+def test_b01_what_is_wrong_in_its_form_costs_neither_a_query_nor_a_signature(
+    app: Application, pi: Pi, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The cheapest checks come first: the registry is asked, and a signature looked at, for a well-formed assertion alone."""
+    monkeypatch.setattr(clients, "find_keys", lambda names: dict.fromkeys(names) if not list(names) else 1 / 0)
+    good = pi.assertion()
+    for body in (
+        b"", b"x=" + b"y" * 70_000, pi.form(good, grant_type="password"), pi.form(good) + b"&scope=a&scope=b", pi.form("x" * 20_000),
+        pi.form(good + "="), pi.form(good.replace(".", ":")), pi.form(pi.assertion(header={"alg": "HS256"})),
+        pi.form(pi.assertion(header={"crit": []})), pi.form(pi.assertion(iss="no identifier")), pi.form(pi.assertion(header={"kid": 5})),
+    ):  # fmt: skip
+        assert ask(app, body).status in (400, 413), body[:80]
+    assert ask(app, pi.form(good)).status == 500  # as this one would cost both
 
 
 @pytest.mark.parametrize("method", ["GET", "HEAD", "PUT", "DELETE", "PATCH", "OPTIONS", "TRACE"])

@@ -24,7 +24,7 @@ from pi_agent.fleet import clerk, housekeeper, ledger, limits, webhooks
 from pi_agent.fleet.asgi import Application
 from pi_agent.fleet.line import Known, Line
 from pi_agent.fleet.models import UsedAssertion
-from pi_agent.fleet.web import RETRY_SPREAD, Request
+from pi_agent.fleet.web import RETRY_SPREAD, Answer, Request
 
 HEAD = f"POST /oauth/token HTTP/1.1\r\nHost: x\r\nContent-Type: {FORM}\r\nContent-Length: %d\r\n\r\n"
 
@@ -95,7 +95,10 @@ def test_rs08_an_address_is_known_by_a_token_alone(app: Application, pi: Pi) -> 
         assert "192.0.2.1" not in found.clerk.known
         assert ask(found, pi.form()).status == 200
         assert "192.0.2.1" in found.clerk.known
-        assert found.clerk.waiting == [0, 0]  # it was a stranger when it came, and is none when it goes
+        stranger = clerk.Asker(Mock(), Mock(), "192.0.2.3", known=False)
+        found.clerk.waiting[False] += 2
+        found.clerk._answer([(stranger, Answer(200))] * 2)
+        assert found.clerk.waiting == [0, 0]  # both were strangers when they came, and the first has made it known
         line, found.clerk.asked = found.clerk.asked, Line()
         try:
             for source in ("192.0.2.2", "192.0.2.1"):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from dataclasses import replace
+from pathlib import Path
 
 import jwt
 import pytest
@@ -12,8 +13,9 @@ import pytest
 from fleet.conftest import SETTINGS
 from fleet.support import ISSUER, Pi, ask, exchange
 from pi_agent import jws
-from pi_agent.errors import ConflictError, KeyFileError, UsageError
+from pi_agent.errors import ConfigError, ConflictError, KeyFileError, UsageError
 from pi_agent.fleet import resource, signing
+from pi_agent.fleet import settings as fleet_settings
 from pi_agent.fleet.asgi import Application
 from pi_agent.fleet.introspection import read_token
 from pi_agent.fleet.models import SharedSecret, SigningKey
@@ -147,6 +149,33 @@ def test_keys_are_sealed_with_a_secret_from_outside(keys: None) -> None:
     with pytest.raises(KeyFileError, match="another secret"):
         signing.load_ring(replace(SETTINGS, key_secret="x" * 20), now=NOW)
     assert SigningKey.objects.count() == 1
+
+
+@pytest.mark.parametrize(
+    ("credential", "more", "secret"),
+    [
+        (b"s" * 20 + b"\n", {}, "s" * 20),
+        (b"s" * 20, {"PI_FLEET_KEY_SECRET": "e" * 20}, "e" * 20),
+        (None, {"PI_FLEET_KEY_SECRET": "e" * 20}, "e" * 20),
+        (None, {}, ""),
+    ],
+)
+def test_the_secret_comes_from_a_credential_or_the_environment(
+    tmp_path: Path, credential: bytes | None, more: dict[str, str], secret: str
+) -> None:
+    """By systemd as a file, else by a variable, which comes first."""
+    if credential is not None:
+        (tmp_path / "pi-fleet-key-secret").write_bytes(credential)
+    environ = {"CREDENTIALS_DIRECTORY": str(tmp_path), **more}
+    assert fleet_settings.load({"data": str(tmp_path)}, environ).key_secret == secret
+
+
+@pytest.mark.parametrize("credential", [b"\xff" * 32, b"short", b""])
+def test_a_secret_that_is_none_does_not_leave_the_keys_open(tmp_path: Path, credential: bytes) -> None:
+    """Random bytes instead of text, or too few of them: whoever has set it believes that the keys are sealed."""
+    (tmp_path / "pi-fleet-key-secret").write_bytes(credential)
+    with pytest.raises(ConfigError, match="credential"):
+        fleet_settings.load({"data": str(tmp_path)}, {"CREDENTIALS_DIRECTORY": str(tmp_path)})
 
 
 def test_sealed_values_cannot_change_places(keys: None) -> None:

@@ -186,6 +186,14 @@ def test_f09_one_serial_with_two_keys_at_two_servers_at_once(pair: Pair) -> None
     assert pair.sql(flagged, same["serial"]) == [(7,)]
 
 
+def test_rs13_a_token_that_comes_behind_a_revocation_is_refused(pair: Pair, pi: Pi) -> None:
+    """RS-13, B-25: the device is read when it is its turn, and not as it was when the request came."""
+    revoke = partial(pair.first.cli, "revoke", pi.client_id, "--yes", "--reason", "lost")
+    done, asked = pair.meet("fleet_device", f"client_id = '{pi.client_id}'", revoke, partial(ask, pair.second, pi))
+    assert (done.returncode, asked.status) == (0, 400), (done.stderr, asked.body)
+    assert "revoked" in asked.json["error_description"]
+
+
 def test_f04_the_first_use_of_a_key_at_two_servers_is_one(pair: Pair, pi: Pi) -> None:
     """F-04: both get a token, the rotation is noted once, and from then on the old key is refused at both."""
     new = with_another_key(pi)

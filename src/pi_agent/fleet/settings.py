@@ -246,12 +246,21 @@ def _from_environment(environ: Mapping[str, str]) -> dict[str, Any]:
 
 
 def _from_credential(environ: Mapping[str, str]) -> dict[str, Any]:
-    """The secret that systemd hands over (LoadCredential=pi-fleet-key-secret:..., systemd.exec(5))."""
+    """The secret that systemd hands over (LoadCredential=pi-fleet-key-secret:..., systemd.exec(5)).
+
+    Raises ConfigError for one that cannot be read: whoever has set it believes that it seals the keys.
+    """
     path = Path(environ.get("CREDENTIALS_DIRECTORY", "/nonexistent")) / KEY_SECRET_CREDENTIAL
     try:
         return {"key_secret": path.read_text("utf-8").strip()}
-    except (OSError, ValueError):
+    except (FileNotFoundError, NotADirectoryError):
         return {}
+    except (OSError, UnicodeError) as error:
+        why = error.strerror if isinstance(error, OSError) else "it is not text"
+        hint = f"openssl rand -hex 32 | systemd-creds encrypt --name={KEY_SECRET_CREDENTIAL} - FILE"
+        raise ConfigError(
+            f"cannot read the systemd credential {KEY_SECRET_CREDENTIAL}: {why}", path=str(path), hint=hint
+        ) from error
 
 
 def _from_file(path: Path, *, required: bool) -> dict[str, Any]:
