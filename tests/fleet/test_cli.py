@@ -156,6 +156,23 @@ def test_on_a_terminal_the_count_is_typed_back(live: LiveFleet, typed: str, code
         assert live.cli("release", "model:2b", "--yes", "--reason", "test").returncode == 0
 
 
+def test_on_a_terminal_the_reason_can_be_typed(live: LiveFleet) -> None:
+    """After the count, where the line gave none; it is the one in the audit log. An empty one changes nothing."""
+    for reason, code in (("", 2), ("it smells", 0)):
+        keyboard, terminal = pty.openpty()
+        command = [*COMMAND, "--data", str(live.data), "quarantine", "model:2b"]
+        process = subprocess.Popen(
+            command, stdin=terminal, stdout=terminal, stderr=subprocess.PIPE, text=True, env=CLEAN
+        )
+        os.write(keyboard, f"1\n{reason}\n".encode())
+        _, stderr = process.communicate(timeout=30)
+        os.close(keyboard)
+        os.close(terminal)
+        assert process.returncode == code, stderr
+    assert live.cli("release", "model:2b", "--yes", "--reason", "test").returncode == 0
+    assert "it smells" in live.cli("audit", "action:device.quarantine").stdout
+
+
 class Forgetful:
     """A fleet that has lost a device since it was listed."""
 

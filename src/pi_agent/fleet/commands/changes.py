@@ -118,6 +118,7 @@ def _change(arguments: argparse.Namespace, action: str, query: str, more: dict[s
         say(f"nothing to do: {output.staying(preview['stays'], preview['status'])}")
         return 0 if set(preview["stays"]) <= {preview["status"]} else ConflictError.exit_code
     _confirm(arguments, action, preview)
+    request["reason"] = arguments.reason  # it may have been typed just now
     if preview["matched"] > AT_ONCE:
         return _in_steps(arguments, fleet, path, request, preview)
     change = fleet.post(path, request | {"selection": preview["selection"]})
@@ -183,7 +184,7 @@ def _in_steps(
         raise ConflictError(
             "the devices are not the ones that were shown", hint="look at them again; nothing has changed"
         )
-    members = {name: value for name, value in request.items() if name != "query"} | {"reason": arguments.reason}
+    members = {name: value for name, value in request.items() if name != "query"}
     done, unknown = 0, set()
     try:
         with Progress(arguments.action, len(ids)) as progress:
