@@ -231,6 +231,20 @@ def test_c03_a_rule_widens_the_own_audience(app: Application, pi: Pi) -> None:
     assert ask(app, pi.form(resource=ISSUER, scope="telemetry")).json["scope"] == "telemetry"
 
 
+def test_c10_a_token_stays_below_4_kb(app: Application, pi: Pi) -> None:
+    """Whatever rules add up to: with the longest names there can be it still fits, and what would not is refused."""
+    audience = "https://" + "a" * 248
+    Device.objects.update(**dict.fromkeys(("serial", "revision", "model", "soc", "pcb_revision"), "x" * 64))
+    pi.board = None
+    for number, letter in enumerate("abc"):
+        rule("id:*", letter * 511, audience)
+        reply = ask(app, pi.form(resource=audience))
+        assert reply.status == 200 and len(reply.json["access_token"]) <= 4096, number
+    rule("id:*", "d", audience)
+    refused(ask(app, pi.form(resource=audience)), "invalid_scope", 400)
+    assert ask(app, pi.form(resource=audience, scope="d")).status == 200
+
+
 def test_a_rule_that_cannot_be_read_is_for_nobody(app: Application, pi: Pi) -> None:
     """It is as if it were not there."""
     rule("modle:2b", "read")

@@ -7,6 +7,7 @@ import json
 import logging
 import re
 import sqlite3
+import subprocess
 import sys
 import time
 from collections.abc import Iterator
@@ -126,6 +127,21 @@ def test_g05_a_line_cannot_be_forged() -> None:
     for form in (logs.TextForm(), logs.JsonForm()):
         line = form.format(record)
         assert "\n" not in line and "\x1b" not in line and "\u202e" not in line and len(line) < 2000
+
+
+def test_g03_libraries_that_tell_too_much_are_not_heard() -> None:
+    """Neither what they log at DEBUG and INFO, nor their warnings, also where somebody turns all of the log up."""
+    program = "\n".join(
+        (
+            "import logging; from pi_agent.fleet import logs; logs.set_up('text')",
+            "logging.getLogger().setLevel(logging.DEBUG)",
+            "for name in ('requests_oauthlib', 'oauthlib.oauth2', 'urllib3.connectionpool', 'psycopg.pool', 'uvicorn.error'):",
+            "    [logging.getLogger(name).log(level, 'canary') for level in (10, 20, 30)]",
+            "logging.getLogger('pi_agent.fleet').info('ours')",
+        )
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert "canary" not in done.stderr and "info: ours" in done.stderr
 
 
 def test_g04_a_traceback_has_no_values() -> None:

@@ -19,6 +19,7 @@ from pi_agent.fleet.ledger import DeviceRow, Rule
 from pi_agent.fleet.models import Device
 from pi_agent.fleet.selection import condition
 
+MAX_SCOPE = 1536  # a token that has it, the longest audience and a board is still below 4 kB (requirement C-10)
 WAITING = "this device waits for an operator's approval"
 TURNED_AWAY = {
     "rejected": "this device was rejected by an operator",
@@ -85,7 +86,9 @@ def decide(
     wanted = dict.fromkeys(scope.split() or allowed)
     if not wanted.keys() <= set(allowed):
         return OAuthError("invalid_scope", "no rule gives this device that scope: pi-fleet rule list")
-    return Admitted(audience, " ".join(wanted), device.board if any(device.board.values()) else None)
+    if len(given := " ".join(wanted)) > MAX_SCOPE:
+        return OAuthError("invalid_scope", f"the scopes are longer than {MAX_SCOPE} characters in all; ask for fewer")
+    return Admitted(audience, given, device.board if any(device.board.values()) else None)
 
 
 def normal_board(claimed: dict[str, Any] | None) -> dict[str, Any]:

@@ -30,7 +30,8 @@ from pi_agent.jwk import PublicKey, load_jwk
 
 JWKS_PATH = "/oauth/jwks"
 FETCH_SECONDS, MAX_JWKS = 5, 64 * 1024
-MAX_AGE, REFETCH_SECONDS, STALE_SECONDS = 3600, 60, 86400
+MAX_AGE = 300  # what the fleet asks of everybody (signing.JWKS_SECONDS), and tells whoever retires a key
+REFETCH_SECONDS, STALE_SECONDS = 60, 86400
 SKEW = 30
 MAX_TOKEN = 8 * 1024
 LOOPBACK = ("127.0.0.1", "::1", "localhost")

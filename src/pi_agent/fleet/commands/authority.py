@@ -80,7 +80,10 @@ def keys_retire(arguments: argparse.Namespace) -> int:
     fleet = fleet_of(arguments)
     _confirm(arguments, "every token that this key has signed is refused from now on", "retire it")
     answer = fleet.delete(f"/keys/{client.segment(arguments.kid)}")
-    say(f"retired; resource servers that have the key in memory may believe it until {answer['cached_until']}")
+    say(
+        f"retired; resource servers that have the key in memory may believe it until {answer['cached_until']}, and one that "
+        "does not reach the fleet longer, for a day at most"
+    )
     for key in fleet.get("/keys")["items"]:
         if key["state"] == "signing":
             say(f"now {key['kid']} signs")
