@@ -15,14 +15,17 @@ import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+from django.conf import settings as django_settings
+from django.db import OperationalError, connection
+from django.db.backends.base.base import BaseDatabaseWrapper
+from django.db.migrations.loader import MigrationLoader
 
 from pi_agent.errors import ConfigError, TransportError
 from pi_agent.fleet import counters, folder
+from pi_agent.fleet.executor import Executor
 from pi_agent.fleet.settings import Settings
-
-if TYPE_CHECKING:
-    from django.db.backends.base.base import BaseDatabaseWrapper
 
 log = logging.getLogger("pi_agent.fleet")
 
@@ -95,8 +98,6 @@ DJANGO_NAMES = {"NAME": "dbname", "USER": "user", "PASSWORD": "password", "HOST"
 
 def lock(purpose: str) -> None:
     """Until the end of this transaction, be the only one here, on any server. A transaction of SQLite is alone anyway."""
-    from django.db import connection  # settings import this module before Django is set up
-
     if connection.vendor == "postgresql":
         with connection.cursor() as cursor:
             cursor.execute("SELECT pg_advisory_xact_lock(%s)", [_number(purpose)])
@@ -104,8 +105,6 @@ def lock(purpose: str) -> None:
 
 def give_up(error: Exception) -> None:
     """The database failed a request: say so, and let this thread begin anew with a fresh connection."""
-    from django.db import connection  # as above
-
     connection.close()
     counters.count("pi_fleet_database_errors_total", type(error).__name__)
     log.warning("the database failed: %s", reason(error))
@@ -122,8 +121,6 @@ def give_way(since: float, share: int = SHARE) -> None:
 
 def read_much() -> None:
     """Let the connections that this thread opens keep more of SQLite's pages: it answers questions about many devices."""
-    from django.db import connection  # as above
-
     if connection.vendor == "sqlite":
         command = PRAGMAS.format(kib=READING_KIB, pages=CHECKPOINT_PAGES)
         options = connection.settings_dict["OPTIONS"] | {"init_command": command}
@@ -136,8 +133,6 @@ def wait_for_disk() -> None:
     By a descriptor that SQLite has open: to open and close the file here would drop SQLite's locks on it, as POSIX has it
     (sqlite.org/howtocorrupt.html, section 2.2). It was opened early, so its number is low.
     """
-    from django.db import connection  # as above
-
     file = os.path.realpath(connection.settings_dict["NAME"])
     for number in range(resource.getrlimit(resource.RLIMIT_NOFILE)[0]):
         if _opened(number) == file:
@@ -155,8 +150,6 @@ def _opened(number: int) -> str:
 
 def release() -> None:
     """Give this thread's connection back to the pool, which looks at it before it is used again. SQLite keeps its own."""
-    from django.db import connection  # as above
-
     if connection.vendor == "postgresql":
         connection.close()
 
@@ -166,11 +159,6 @@ def migrate(settings: Settings) -> None:
 
     Raises TransportError when it does not answer, and ConfigError when a newer program has been there.
     """
-    from django.conf import settings as django_settings  # as above
-    from django.db import OperationalError, connection
-
-    from pi_agent.fleet.executor import Executor
-
     try:
         with folder.locked(settings.data / "migrate.lock"), migrating():
             refuse_newer(settings.database_name, connection)
@@ -209,8 +197,6 @@ def _why(settings: Settings) -> str:
 
 def refuse_newer(name: str, connection: BaseDatabaseWrapper) -> None:
     """Raise ConfigError when the database holds migrations that this version does not know (requirement RS-14)."""
-    from django.db.migrations.loader import MigrationLoader
-
     loader = MigrationLoader(connection)
     unknown = sorted(
         name for app, name in loader.applied_migrations if app == "fleet" and (app, name) not in loader.disk_migrations
@@ -224,10 +210,6 @@ def refuse_newer(name: str, connection: BaseDatabaseWrapper) -> None:
 
 def pending(settings: Settings) -> list[str]:
     """The migrations that wait to be applied. Raises ConfigError as ``refuse_newer`` does."""
-    from django.db import connection  # as above
-
-    from pi_agent.fleet.executor import Executor
-
     refuse_newer(settings.database_name, connection)
     executor = Executor(connection)
     return [migration.name for migration, _ in executor.migration_plan(executor.loader.graph.leaf_nodes())]
@@ -236,7 +218,6 @@ def pending(settings: Settings) -> list[str]:
 @contextmanager
 def migrating() -> Iterator[None]:
     """Servers that start together on one PostgreSQL migrate one after the other: the next waits here."""
-    from django.db import connection  # as above
 
     def lock_session(statement: str) -> None:
         if connection.vendor == "postgresql":
