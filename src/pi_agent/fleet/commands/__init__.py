@@ -10,14 +10,14 @@ import argparse
 
 # What each file of ``commands`` has; only those that a command line names are imported.
 COMMANDS = {
-    "local": {"serve", "simulate"},
+    "local": {"serve"},
     "devices": {"devices", "device", "export", "suggest"},
     "changes": {"approve", "reject", "quarantine", "release", "revoke", "rotate-key", "tag", "rename"},
     "enrolling": {"pending", "preauthorise"},
     "log": {"audit", "view"},
     "people": {"enrollment-token", "sign-in-link", "operator", "token", "webhook"},
     "authority": {"keys", "resource-server", "rule", "device-add"},
-    "data": {"migrate", "backup", "restore", "doctor"},
+    "data": {"migrate", "backup", "restore", "doctor", "simulate"},
     "shell": {"completion"},
 }
 PLACES = ("data", "config", "server", "token-file")  # the options that say whose fleet it is

@@ -1,4 +1,6 @@
-"""``migrate``, ``backup``, ``restore`` and ``doctor``: commands about the database itself. They work without a server."""
+"""``migrate``, ``backup``, ``restore``, ``doctor`` and ``simulate``: commands about the database itself. They work without
+a server.
+"""
 
 from __future__ import annotations
 
@@ -28,6 +30,8 @@ if TYPE_CHECKING:
     from pi_agent.fleet.audit import Actor
 
 MOST_SHOWN = 20
+MOST = 10_000_000
+MOST_DAYS = 3650
 
 
 def add_commands(commands: Any) -> None:
@@ -51,6 +55,12 @@ def add_commands(commands: Any) -> None:
     parser = command(commands, "doctor", "what is wrong, and what to do about it", doctor)
     parser.add_argument("--json", **AS_JSON)
     parser.add_argument("--accept-clock", action="store_true", help="believe this clock, and not the times in the past")
+    parser = command(commands, "simulate", "add devices that do not exist, for trying and load tests", simulate)
+    parser.add_argument("number", type=int, metavar="N", help="how many")
+    parser.add_argument(
+        "--days", type=int, default=30, metavar="D", help="how long ago the first one came (default 30)"
+    )
+    parser.add_argument("--seed", type=int, default=1, metavar="S", help="another number, another fleet (default 1)")
 
 
 def migrate(arguments: argparse.Namespace) -> int:
@@ -176,6 +186,26 @@ def _accept_clock(settings: Settings, now: int) -> int:
     changed = Device.objects.filter(auth_at__gt=now).update(auth_at=now, seen_at=now)
     audit.record([Event("clock.accept", detail={"devices": changed})], actor=_me(), now=now)
     say(f"{count(changed)} had authenticated in the future; now that is the past")
+    return 0
+
+
+def simulate(arguments: argparse.Namespace) -> int:
+    """Add simulated devices to the registry."""
+    if not 1 <= arguments.number <= MOST or not 1 <= arguments.days <= MOST_DAYS:
+        raise UsageError(f"1 to {MOST:,} devices over 1 to {MOST_DAYS:,} days")
+    _opened(_here(arguments))
+    fleet_settings.migrate()
+    from pi_agent.fleet.simulate import fill  # models exist only once Django is set up
+
+    started = time.monotonic()
+    progress = Progress("simulated devices", arguments.number)
+    try:
+        with progress:
+            fill(arguments.number, days=arguments.days, now=int(time.time()), seed=arguments.seed, progress=progress)
+    except KeyboardInterrupt:
+        say(f"interrupted: {count(progress.done)} made, all of them whole")
+        raise
+    say(f"{count(arguments.number)} made in {time.monotonic() - started:.1f} s; pi-fleet devices simulated:true")
     return 0
 
 
