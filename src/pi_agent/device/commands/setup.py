@@ -7,6 +7,7 @@ import json
 import os
 import sys
 import time
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,6 +15,7 @@ from pi_agent import words
 from pi_agent.errors import ConfigError, TransportError, UsageError
 
 if TYPE_CHECKING:
+    from pi_agent.board import Board
     from pi_agent.device.config import Settings
     from pi_agent.device.discovery import Metadata
     from pi_agent.device.enroll import Registration
@@ -71,12 +73,9 @@ def run(args: argparse.Namespace) -> int:
 
 def join(args: argparse.Namespace, enrollment_token: str) -> int:
     """Enroll at ``args.url`` with the settings as they are, and those of ``args``. What it returns is the exit code."""
-    from pi_agent.board import board_claims
-    from pi_agent.device import config, enroll, files, joining
-    from pi_agent.device.discovery import signing_time
+    from pi_agent.device import config, files, joining
     from pi_agent.device.probe import probe
     from pi_agent.device.transport import Transport
-    from pi_agent.device.worker import agent_claims
 
     settings = config.load(vars(args) | {"server_issuer": args.url})
     issuer = args.url.rstrip("/") if settings.server_preset == "pi-fleet" else args.url
@@ -96,16 +95,40 @@ def join(args: argparse.Namespace, enrollment_token: str) -> int:
     facts = {"board": f"{board.model}, {board.type}, serial {board.serial or 'unknown'}", "server": issuer}
     if settings.server_client_id:
         endpoint = settings.server_token_endpoint or discover(transport, settings, issuer).token_endpoint
-        with files.as_owner_of(settings.state):
-            joining.complete(settings.state, known, key, client_id=settings.server_client_id, token_endpoint=endpoint)
-        _write_config(settings, issuer)
+        _keep(settings, known, key, settings.server_client_id, endpoint)
         return _show_key(args, facts | {"device id": settings.server_client_id}, key)
     metadata = discover(transport, settings, issuer)
-    simulated = is_simulated(settings)
+    register = partial(
+        _register, settings, transport, metadata, board=board, known=known, key=key, token=enrollment_token
+    )
+    registration = register()
+    _keep(settings, known, key, registration.client_id, metadata.token_endpoint)
+    deadline = time.monotonic() + (args.wait or 0)
+    while registration.status == PENDING and time.monotonic() < deadline:
+        time.sleep(min(POLL, max(0.0, deadline - time.monotonic())))
+        registration = register()
+    _show(args, facts, registration, key.public_key().kid)
+    return 0 if registration.status == "approved" else 4
 
-    def register() -> enroll.Registration:
-        if settings.server_preset != "pi-fleet":
-            return _register_client(settings, transport, metadata, known=known, key=key, token=enrollment_token)
+
+def _register(
+    settings: Settings,
+    transport: Transport,
+    metadata: Metadata,
+    *,
+    board: Board,
+    known: Identity,
+    key: KeyStore,
+    token: str,
+) -> Registration:
+    """Make the key known. At another server than ours once only: it would make another client of the same key."""
+    from pi_agent.board import board_claims
+    from pi_agent.device import enroll
+    from pi_agent.device.discovery import signing_time
+    from pi_agent.device.worker import agent_claims
+
+    if settings.server_preset == "pi-fleet":
+        simulated = is_simulated(settings)
         return enroll.register(
             transport,
             metadata,
@@ -113,36 +136,9 @@ def join(args: argparse.Namespace, enrollment_token: str) -> int:
             board=dict(board_claims(board)),
             agent=agent_claims(key, simulated=simulated, flags=board.flags),
             name=settings.name or ("" if simulated else enroll.host_name()),
-            enrollment_token=enrollment_token,
-            now=signing_time(transport, issuer),
+            enrollment_token=token,
+            now=signing_time(transport, metadata.issuer),
         )
-
-    registration = register()
-    kid = key.public_key().kid
-    with files.as_owner_of(settings.state):
-        joining.complete(
-            settings.state, known, key, client_id=registration.client_id, token_endpoint=metadata.token_endpoint
-        )
-    _write_config(settings, issuer)
-    deadline = time.monotonic() + (args.wait or 0)
-    while registration.status == PENDING and time.monotonic() < deadline:
-        time.sleep(min(POLL, max(0.0, deadline - time.monotonic())))
-        registration = register()
-    _show(args, facts, registration, kid)
-    return 0 if registration.status == "approved" else 4
-
-
-def is_simulated(settings: Settings) -> bool:
-    """The board is not this machine, but a recording of one."""
-    return str(settings.root) != "/"
-
-
-def _register_client(
-    settings: Settings, transport: Transport, metadata: Metadata, *, known: Identity, key: KeyStore, token: str
-) -> Registration:
-    """Once: another server would make another client of the same key."""
-    from pi_agent.device import enroll
-
     if not known.is_draft:
         return enroll.Registration(known.client_id, "approved")
     return enroll.register_client(
@@ -154,6 +150,20 @@ def _register_client(
         name=settings.name,
         initial_access_token=token,
     )
+
+
+def is_simulated(settings: Settings) -> bool:
+    """The board is not this machine, but a recording of one."""
+    return str(settings.root) != "/"
+
+
+def _keep(settings: Settings, known: Identity, key: KeyStore, client_id: str, token_endpoint: str) -> None:
+    """Write down what the server calls us, and where it is."""
+    from pi_agent.device import files, joining
+
+    with files.as_owner_of(settings.state):
+        joining.complete(settings.state, known, key, client_id=client_id, token_endpoint=token_endpoint)
+    _write_config(settings, known.issuer)
 
 
 def _ca_file(name: str | None, config: str | None) -> str | None:
