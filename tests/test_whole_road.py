@@ -7,7 +7,6 @@ import re
 import secrets
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -18,6 +17,8 @@ from typing import Any, TypeVar
 import jwt
 import pytest
 
+from device.living import eventually
+from device.servers import free_port
 from pi_agent import assertion, client, oauth
 from pi_agent.device import identity
 from pi_agent.device.keys import file
@@ -224,12 +225,7 @@ def verified(road: Road, token: str) -> dict[str, Any]:
 
 
 def wait_for(probe: Callable[[], Found | None]) -> Found:
-    deadline = time.monotonic() + PATIENCE
-    while time.monotonic() < deadline:
-        if found := probe():
-            return found
-        time.sleep(0.1)
-    raise AssertionError("it did not come to that")
+    return eventually(probe, patience=PATIENCE)
 
 
 def run(command: list[str], *, code: int = 0) -> str:
@@ -238,10 +234,3 @@ def run(command: list[str], *, code: int = 0) -> str:
     )
     assert done.returncode == code, (command, done.stdout, done.stderr)
     return done.stdout
-
-
-def free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        port: int = listener.getsockname()[1]
-        return port

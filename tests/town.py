@@ -17,10 +17,11 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
+from device.living import eventually
 from device.servers import Request, reply, serving
 from fleet.live import LiveFleet
 from pi_agent import client, words
@@ -38,8 +39,6 @@ PROGRAMS = {
     "program": '#!/bin/sh\ntest -n "$PI_AGENT_TOKEN"\n',
     "boards.csv": "serial,key,name\n00000000aaaa0002,,garden\n",
 }
-
-Found = TypeVar("Found")
 
 
 class Town:
@@ -117,7 +116,7 @@ class Town:
         with (self.home / "agent.log").open("wb") as log:
             agent = subprocess.Popen(["pi-agent", "run"], stdout=log, stderr=log, env=self.board("kitchen"))
         try:
-            eventually(lambda: self.state() == "ok")
+            eventually(lambda: self.state() == "ok", patience=PATIENCE)
             yield
         finally:
             agent.send_signal(signal.SIGTERM)
@@ -173,15 +172,6 @@ class Elsewhere:
         bearer = request.headers.get("authorization", "").startswith("Bearer ey")
         known = bearer or "/.well-known/" in request.line
         channel.sendall(reply(metadata if known else {"error": "no token"}, status=200 if known else 401))
-
-
-def eventually(probe: Callable[[], Found | None]) -> Found:
-    deadline = time.monotonic() + PATIENCE
-    while time.monotonic() < deadline:
-        if found := probe():
-            return found
-        time.sleep(0.05)
-    raise AssertionError("it did not come to that")
 
 
 def copied(town: Town, home: Path) -> Town:

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from hypothesis import settings
+
+from device.living import Living, living
 
 settings.register_profile("untimed", deadline=None)
 settings.load_profile("untimed")
@@ -20,6 +23,13 @@ def _plain_machine(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in [name for name in os.environ if name.startswith("PI_AGENT_") or name == "OAUTHLIB_INSECURE_TRANSPORT"]:
         monkeypatch.delenv(name)
     os.umask(0o022)
+
+
+@pytest.fixture
+def pi(tmp_path: Path) -> Iterator[Living]:
+    """An enrolled board, and its server."""
+    with living(tmp_path) as pi:
+        yield pi
 
 
 @pytest.fixture

@@ -31,14 +31,14 @@ PATIENCE = 15.0
 Found = TypeVar("Found")
 
 
-def eventually(probe: Callable[[], Found | None], what: str = "it") -> Found:
+def eventually(probe: Callable[[], Found | None], what: str = "it", *, patience: float = PATIENCE) -> Found:
     """What ``probe`` gives as soon as it gives anything."""
-    deadline = time.monotonic() + PATIENCE
+    deadline = time.monotonic() + patience
     while time.monotonic() < deadline:
         if found := probe():
             return found
         time.sleep(0.03)
-    raise AssertionError(f"{what} did not happen in {PATIENCE:g} s")
+    raise AssertionError(f"{what} did not happen in {patience:g} s")
 
 
 class Answers:

@@ -185,3 +185,9 @@ class Authority:
         for extension in extensions:
             builder = builder.add_extension(extension, critical=extension in FOR_SIGNING)
         return builder.sign(self._key, hashes.SHA256())
+
+
+def free_port() -> int:
+    """A port that nobody has at this moment."""
+    with socket.create_server(("127.0.0.1", 0)) as door:
+        return int(door.getsockname()[1])

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
 from email.utils import formatdate
 from pathlib import Path
 from typing import Any
@@ -19,12 +18,6 @@ from pi_agent.device import clock, hearsay, worker
 
 NOW = clock.BUILT + 30 * 86400
 HOUR, YEAR = 3600, 365 * 86400
-
-
-@pytest.fixture
-def pi(tmp_path: Path) -> Iterator[Living]:
-    with living(tmp_path) as pi:
-        yield pi
 
 
 @given(wall=st.floats(0, 5e9), boot=st.floats(0, 1e8), server=st.one_of(st.none(), st.floats(-1e6, 5e9)))

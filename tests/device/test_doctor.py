@@ -8,7 +8,6 @@ import os
 import socket
 import tempfile
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -21,12 +20,6 @@ from pi_agent.errors import ConfigError
 
 QUICK = "from pi_agent.device import transport; transport.DEADLINE = 1.0"
 ORDER = "config board identity key clock dns tcp tls metadata token socket sandbox flash".split()  # noqa: SIM905
-
-
-@pytest.fixture
-def pi(tmp_path: Path) -> Iterator[Living]:
-    with living(tmp_path) as pi:
-        yield pi
 
 
 def first_cross(pi: Living, first: str = "") -> tuple[str, str, str]:

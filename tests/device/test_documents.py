@@ -10,24 +10,17 @@ import shlex
 import shutil
 import subprocess
 import tomllib
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from device.living import Living, living
+from device.living import Living
 from device.servers import reply, serving
 from pi_agent.device.presets import PRESETS
 from pi_agent.device.toml_file import read_all
 
 DOCS = Path(__file__).parents[2] / "docs" / "device"
 PAGE = (DOCS / "use-the-token.md").read_text()
-
-
-@pytest.fixture
-def pi(tmp_path: Path) -> Iterator[Living]:
-    with living(tmp_path) as pi:
-        yield pi
 
 
 def block(language: str) -> str:

@@ -26,12 +26,6 @@ from pi_agent import client, jws
 from pi_agent.errors import AgentError
 
 
-@pytest.fixture
-def pi(tmp_path: Path) -> Iterator[Living]:
-    with living(tmp_path) as pi:
-        yield pi
-
-
 def resets(channel: socket.socket, _: Request) -> None:
     channel.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
     channel.close()
@@ -136,18 +130,6 @@ def test_a_certificate_that_does_not_fit(tmp_path: Path, days: int, name: str, w
             assert status["failure"]["reason"] == "tls"
             assert any(word in status["sentence"] for word in words.split("|"))
             assert "token" not in [request.form.get("grant_type") for request in pi.server.requests]
-
-
-def test_a_worker_that_is_killed_is_one_failed_attempt(pi: Living) -> None:
-    """A worker that dies (OOM, a bug, an operator) is named, and the next attempt brings the token."""
-    pi.answers.now = lambda channel, _: time.sleep(10)
-    with pi.running() as agent:
-        eventually(lambda: bool(pi.posts()), "a request")
-        children = Path(f"/proc/{agent.pid}/task/{agent.pid}/children").read_text().split()
-        os.kill(int(children[0]), signal.SIGKILL)
-        assert pi.state("failed")["failure"]["reason"] == "worker"
-        pi.answers.now = reply()
-        eventually(lambda: asked_again(agent, pi), "recovery")
 
 
 def test_no_descriptor_left_is_survived(pi: Living) -> None:

@@ -6,22 +6,19 @@ import signal
 import socket
 import subprocess
 import threading
-from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
-from device.living import Living, eventually, living, numbered
+from device.living import Living, eventually, numbered
 from device.servers import Request, reply, token
 from pi_agent.device import frames, leaving
 from pi_agent.device.tokens import FORGOTTEN_AFTER, MAX_SLOTS, MOST_LET_GO, NEVER, Tokens
 
 
 @pytest.fixture
-def pi(tmp_path: Path) -> Iterator[Living]:
-    with living(tmp_path) as pi:
-        pi.answers.metadata["revocation_endpoint"] = pi.server.url + "/revoke"
-        yield pi
+def pi(pi: Living) -> Living:
+    pi.answers.metadata["revocation_endpoint"] = pi.server.url + "/revoke"
+    return pi
 
 
 def revoked(pi: Living) -> list[str]:

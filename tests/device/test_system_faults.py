@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from device.living import Living, eventually, living
+from device.living import Living, eventually
 from device.resident import Home, a_home, until
 from device.rotating import Rotating
 from device.spaces import joining, mounting, needs_mounts, seen_by, within
@@ -78,12 +78,6 @@ def test_ra03_a_resolver_that_never_answers(deaf: socket.socket, tmp_path: Path)
 
 
 # Disks that are full or read-only
-
-
-@pytest.fixture
-def pi(tmp_path: Path) -> Iterator[Living]:
-    with living(tmp_path) as pi:
-        yield pi
 
 
 def rotating(pi: Living, **more: int) -> Rotating:

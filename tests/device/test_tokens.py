@@ -6,24 +6,17 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from device.living import SOURCE, Living, eventually, living, numbered
+from device.living import SOURCE, Living, eventually, numbered
 from device.servers import Request, reply, token
 from pi_agent import oauth
 from pi_agent.device import allow
 from pi_agent.device.allow import Peer, Rule, refusal
 from pi_agent.device.tokens import MAX_SLOTS, Slot, Tokens
 from pi_agent.errors import AgentError
-
-
-@pytest.fixture
-def pi(tmp_path: Path) -> Iterator[Living]:
-    with living(tmp_path) as pi:
-        yield pi
 
 
 @pytest.mark.parametrize(

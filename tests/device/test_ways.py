@@ -19,7 +19,7 @@ import pytest
 import requests
 
 from device.conftest import needs_root
-from device.living import SOURCE, Living, eventually, living, numbered
+from device.living import Living, eventually, numbered
 from device.servers import Request, Server, reply, serving
 from pi_agent.client import auth
 from pi_agent.device import outlets, sinks
@@ -27,10 +27,9 @@ from pi_agent.device.tokens import Slot
 
 
 @pytest.fixture
-def pi(tmp_path: Path) -> Iterator[Living]:
-    with living(tmp_path) as pi:
-        pi.answers.now = numbered()
-        yield pi
+def pi(pi: Living) -> Living:
+    pi.answers.now = numbered()
+    return pi
 
 
 @pytest.fixture
@@ -403,9 +402,3 @@ def test_the_resident_stays_thin(pi: Living) -> None:
         pi.state("ok")
         maps = Path(f"/proc/{agent.pid}/maps").read_text()
         assert not [word for word in ("libssl", "libcrypto", "_rust", "_asyncio") if word in maps]
-
-
-def test_the_client_needs_the_standard_library_only() -> None:
-    """-S: no site-packages; the client imports all the same."""
-    code = f"import sys; sys.path.insert(0, {str(SOURCE)!r}); import pi_agent.client"
-    subprocess.run([sys.executable, "-I", "-S", "-c", code], check=True, env=dict(os.environ))

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import html
-import json
-import os
 import re
 from itertools import count
 from typing import Any
 from urllib.parse import urlencode, urlsplit
 
-from fleet.support import FORM, Reply, exchange
+from fleet.support import FORM, Reply, exchange, rest
 
 HOSTS = count()  # an address for each browser, since those of one address may sign in thirty times in a minute
 
@@ -64,9 +62,7 @@ class Browser:
 
 def link(app: Any, operator: str = "alice") -> str:
     """The path of a new sign-in link."""
-    body = json.dumps({"operator": operator, "role": "admin"}).encode()
-    headers = {"host": "localhost", "content-type": "application/json"}
-    made = exchange(app, "POST", "/api/v1/sign-in-links", body, headers, ("uid", os.geteuid()))
+    made = rest(app, "POST", "/sign-in-links", {"operator": operator, "role": "admin"})
     return str(urlsplit(made.json["url"]).path)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import json
+import os
 import secrets
 import time
 from collections.abc import Mapping
@@ -20,6 +21,7 @@ from pi_agent.oauth import JWT_BEARER
 
 ISSUER = "https://fleet.test"
 FORM = "application/x-www-form-urlencoded"
+ME = ("uid", os.geteuid())  # who may do everything, as a peer on the local socket
 BOARD = {
     "serial": "00000000c0ffee01",
     "revision": "a01041",
@@ -93,6 +95,15 @@ async def _exchange(app: Any, scope: dict[str, Any], body: bytes) -> Reply:
         seen = [headers[name.decode().lower()]] if name.decode().lower() in headers else []
         headers[name.decode().lower()] = "\n".join([*seen, value.decode("latin-1")])  # a cookie a line
     return Reply(sent[0]["status"], headers, b"".join(message.get("body", b"") for message in sent[1:]))
+
+
+def rest(
+    app: Any, method: str, path: str, members: Any = None, client: tuple[str, int] = ME, /, **headers: str
+) -> Reply:
+    """One request to the REST interface."""
+    body = b"" if members is None else members if isinstance(members, bytes) else json.dumps(members).encode()
+    kind = {"host": "localhost", "content-type": "application/json"}
+    return exchange(app, method, f"/api/v1{path}", body, kind | headers, client)
 
 
 @dataclass

@@ -9,23 +9,21 @@ from typing import Any
 import pytest
 
 from fleet.conftest import approve
-from fleet.support import BOARD, Pi, Reply, ask, exchange, register
+from fleet.support import BOARD, ME, Pi, Reply, ask, exchange, register, rest
 from pi_agent.fleet import audit
 from pi_agent.fleet.api import NO_OBJECT
 from pi_agent.fleet.asgi import Application
 from pi_agent.fleet.models import AccessRule, AuditEvent, Device
 
-ME = ("uid", os.geteuid())
 CHANGES = ("approve", "reject", "quarantine", "release", "revoke")
 
 
 def get(app: Application, path: str, client: tuple[str, int] = ME, **headers: str) -> Reply:
-    return exchange(app, "GET", f"/api/v1{path}", headers={"host": "localhost"} | headers, client=client)
+    return rest(app, "GET", path, None, client, **headers)
 
 
 def post(app: Application, path: str, members: Any, client: tuple[str, int] = ME, **headers: str) -> Reply:
-    kind = {"host": "localhost", "content-type": "application/json"}
-    return exchange(app, "POST", f"/api/v1{path}", json.dumps(members).encode(), kind | headers, client)
+    return rest(app, "POST", path, members, client, **headers)
 
 
 def problem(reply: Reply, status: int) -> str:
@@ -182,9 +180,8 @@ def test_an_empty_group_is_not_every_device(app: Application, pi: Pi, text: str)
 )
 def test_what_is_kept_names_no_view(app: Application, method: str, path: str, members: Any) -> None:
     """It would change its meaning with the view; taken for a word, it would be for no device, or for all."""
-    kind = {"host": "localhost", "content-type": "application/json"}
-    exchange(app, "PUT", "/api/v1/views/two-b", b'{"query": "model:2b"}', kind, ME)
-    assert "view" in problem(exchange(app, method, f"/api/v1{path}", json.dumps(members).encode(), kind, ME), 400)
+    rest(app, "PUT", "/views/two-b", {"query": "model:2b"})
+    assert "view" in problem(rest(app, method, path, members), 400)
 
 
 def test_a_rule_that_cannot_be_read_is_listed(app: Application) -> None:
@@ -249,8 +246,7 @@ def test_a_body_is_an_object(app: Application, path: str, body: Any) -> None:
 )
 def test_a_member_that_stands_twice_is_refused(app: Application, body: bytes) -> None:
     """Whoever looked at the request before us may have taken the other one for what is meant."""
-    headers = {"host": "localhost", "content-type": "application/json"}
-    reply = exchange(app, "POST", "/api/v1/resource-servers", body, headers, ME)
+    reply = post(app, "/resource-servers", body)
     assert problem(reply, 400) == NO_OBJECT
 
 
@@ -334,7 +330,7 @@ def test_an_address_that_is_not_there_is_a_problem_too(app: Application, path: s
 
 def test_a_method_that_an_address_does_not_have_is_a_problem_too(app: Application) -> None:
     """It names those it has; found in the same way."""
-    reply = exchange(app, "PATCH", "/api/v1/views/a", headers={"host": "localhost"}, client=ME)
+    reply = rest(app, "PATCH", "/views/a")
     assert problem(reply, 405)
     assert set(reply.headers["allow"].split(", ")) >= {"GET", "PUT", "DELETE"}
 
@@ -342,9 +338,7 @@ def test_a_method_that_an_address_does_not_have_is_a_problem_too(app: Applicatio
 @pytest.mark.parametrize("path", ["/devices?limit=1", "/devices.csv", "/views", "/devices/nobody"])
 def test_head_is_get_without_the_content(app: Application, pi: Pi, path: str) -> None:
     """The same status and headers; of an export, nothing is read."""
-    whole, head = (
-        exchange(app, method, f"/api/v1{path}", headers={"host": "localhost"}, client=ME) for method in ("GET", "HEAD")
-    )
+    whole, head = (rest(app, method, path) for method in ("GET", "HEAD"))
     passing = ("x-request-id", "content-length")
     shown, told = ({name: one.headers[name] for name in one.headers if name not in passing} for one in (whole, head))
     assert (head.status, head.body, told) == (whole.status, b"", shown)

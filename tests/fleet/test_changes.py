@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import secrets
 import time
 from contextlib import suppress
@@ -12,7 +11,7 @@ from typing import Any
 import pytest
 from django.db import OperationalError, connection
 
-from fleet.support import Reply, exchange
+from fleet.support import Reply, rest
 from pi_agent.errors import ConflictError
 from pi_agent.fleet import access, audit, changes, database, output
 from pi_agent.fleet.asgi import Application
@@ -20,8 +19,6 @@ from pi_agent.fleet.audit import Actor
 from pi_agent.fleet.models import AuditEvent, Device, DeviceTag
 from pi_agent.fleet.output import utc
 from pi_agent.fleet.registry import rfc3339
-
-ME = ("uid", os.geteuid())
 
 
 def devices(number: int, **values: Any) -> list[Device]:
@@ -34,8 +31,7 @@ def devices(number: int, **values: Any) -> list[Device]:
 
 
 def post(app: Application, path: str, headers: dict[str, str] | None = None, **members: Any) -> Reply:
-    kind = {"host": "localhost", "content-type": "application/json"} | (headers or {})
-    return exchange(app, "POST", f"/api/v1/devices/{path}", json.dumps(members).encode(), kind, ME)
+    return rest(app, "POST", f"/devices/{path}", members, **(headers or {}))
 
 
 def test_a_selection_is_exactly_what_was_shown(app: Application) -> None:
@@ -98,8 +94,7 @@ def test_the_audit_line_has_before_and_after(app: Application) -> None:
 def test_d13_two_operators_do_not_undo_each_other(app: Application) -> None:
     """If-Match with the ETag that was read: 412 once somebody else has changed the device; its contacts change nothing."""
     (device,) = devices(1)
-    path, headers = f"/api/v1/devices/{device.client_id}", {"host": "localhost"}
-    read = exchange(app, "GET", path, b"", headers, ME)
+    read = rest(app, "GET", f"/devices/{device.client_id}")
     Device.objects.update(seen_at=int(time.time()))
     assert (
         post(app, "approve", {"if-match": read.headers["etag"]}, query=f"id:{device.client_id}", reason="a").status
@@ -167,10 +162,9 @@ def test_a_refusal_for_who_asked_is_not_remembered(app: Application) -> None:
         for role in ("reader", "admin", "reader")
     ]
     devices(1)
-    body = json.dumps({"query": "id:*", "reason": "x", "max": 9}).encode()
-    kind = {"host": "fleet.test", "content-type": "application/json", "idempotency-key": "k3"}
+    key = {"idempotency-key": "k3"}
     found = [
-        exchange(app, "POST", "/api/v1/devices/approve", body, kind | {"authorization": f"Bearer {bearer}"}).status
+        post(app, "approve", key | {"authorization": f"Bearer {bearer}"}, query="id:*", reason="x", max=9).status
         for bearer in bearers
     ]
     assert found == [403, 200, 422]
@@ -178,8 +172,8 @@ def test_a_refusal_for_who_asked_is_not_remembered(app: Application) -> None:
 
 def test_a_secret_is_not_remembered(app: Application) -> None:
     """D-04: an answer with a token in it is not kept, so the same key makes another token."""
-    kind = {"host": "localhost", "content-type": "application/json", "idempotency-key": "k2"}
-    made = [exchange(app, "POST", "/api/v1/enrollment-tokens", b"{}", kind, ME).json["token"] for _ in range(2)]
+    key = {"idempotency-key": "k2"}
+    made = [rest(app, "POST", "/enrollment-tokens", {}, **key).json["token"] for _ in range(2)]
     from pi_agent.fleet.models import RememberedAnswer
 
     assert made[0] != made[1] and not RememberedAnswer.objects.exists()
@@ -188,12 +182,11 @@ def test_a_secret_is_not_remembered(app: Application) -> None:
 def test_what_has_not_changed_is_not_sent_again(app: Application) -> None:
     """304 for the ETag of before; another answer once a device has changed."""
     devices(1)
-    headers = {"host": "localhost"}
-    first = exchange(app, "GET", "/api/v1/devices?query=auth:never", b"", headers, ME)
-    known = headers | {"if-none-match": first.headers["etag"]}
-    assert exchange(app, "GET", "/api/v1/devices?query=auth:never", b"", known, ME).status == 304
+    first = rest(app, "GET", "/devices?query=auth:never")
+    known = {"if-none-match": first.headers["etag"]}
+    assert rest(app, "GET", "/devices?query=auth:never", **known).status == 304
     devices(1)
-    assert exchange(app, "GET", "/api/v1/devices?query=auth:never", b"", known, ME).status == 200
+    assert rest(app, "GET", "/devices?query=auth:never", **known).status == 200
 
 
 def test_tags_are_given_and_taken(app: Application) -> None:
@@ -367,7 +360,7 @@ def test_c02_who_turns_a_device_away_is_told_how_long_its_last_token_works(app: 
     shown = post(app, "quarantine", query="id:*", dry_run=True).json
     done = post(app, "quarantine", query="id:*", selection=shown["selection"], reason="lost").json
     assert shown["tokens_until"] == done["tokens_until"] == rfc3339(now + 900)
-    card = exchange(app, "GET", f"/api/v1/devices/{last.client_id}", headers={"host": "localhost"}, client=ME).json
+    card = rest(app, "GET", f"/devices/{last.client_id}").json
     assert f"Tokens:        tokens handed out before work until {utc(done['tokens_until'])}" in output.card(card, now)
     assert "Tokens:" not in output.card(card, now + 900)
     assert post(app, "release", query="id:*", dry_run=True).json["tokens_until"] is None

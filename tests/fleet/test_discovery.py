@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 import json
-import os
 import time
 
 import pytest
 
 from fleet.conftest import approve
-from fleet.support import BOARD, Pi, Reply, exchange
+from fleet.support import BOARD, ME, Pi, Reply, exchange
 from fleet.test_api import problem
 from pi_agent.fleet import access
 from pi_agent.fleet.asgi import Application
 from pi_agent.fleet.audit import Actor
 from pi_agent.fleet.models import Device, DeviceTag, View
 
-ME = ("uid", os.geteuid())
 STRANGER = ("192.0.2.1", 40000)
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import html
 import json
-import os
 import re
 from urllib.parse import urlencode, urlsplit
 
@@ -12,7 +11,7 @@ import pytest
 from django.db import OperationalError
 
 from fleet.browser import Browser, link, take
-from fleet.support import BOARD, Pi, ask, exchange, register
+from fleet.support import BOARD, Pi, ask, exchange, register, rest
 from pi_agent.fleet import access, audit
 from pi_agent.fleet.asgi import Application
 from pi_agent.fleet.audit import Actor
@@ -249,8 +248,7 @@ def test_the_first_page_of_an_empty_fleet_helps(browser: Browser) -> None:
 
 def test_an_audit_line_says_what_was_made_and_until_when(browser: Browser, app: Application) -> None:
     """``webhook: add`` and not only ``add``; a time as people read it, and a flag as yes."""
-    local = {"host": "localhost", "content-type": "application/json"}
-    made = exchange(app, "POST", "/api/v1/enrollment-tokens", b'{"ttl": 3600}', local, ("uid", os.geteuid()))
+    made = rest(app, "POST", "/enrollment-tokens", {"ttl": 3600})
     page = browser.get("/audit").body.decode()
     assert "enrollment token: create" in page.lower()
     assert f"expires: <bdi>{made.json['expires'][:16].replace('T', ' ')} UTC</bdi>" in page

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import time
 from collections.abc import Iterator
@@ -13,7 +12,7 @@ from typing import Any
 import pytest
 from django.urls import URLPattern
 
-from fleet.support import Pi, Reply, exchange, register
+from fleet.support import Pi, Reply, exchange, register, rest
 from pi_agent.errors import UsageError
 from pi_agent.fleet import access
 from pi_agent.fleet.asgi import Application
@@ -21,7 +20,6 @@ from pi_agent.fleet.audit import Actor
 from pi_agent.fleet.models import AuditEvent, Device, Operator, OperatorToken
 from pi_agent.fleet.settings import current
 
-ME = ("uid", os.geteuid())
 ADMIN = Actor("root", "test")
 
 # Every route and the least role that opens it. A new route fails the test below until somebody has thought about it.
@@ -207,15 +205,12 @@ def test_a_refusal_is_in_the_audit_log(app: Application, pi: Pi) -> None:
 
 def test_d04_a_token_is_shown_once(app: Application) -> None:
     """The database has its hash, and no answer but the first has it."""
-    made = exchange(app, "POST", "/api/v1/operators/ann", b"", client=ME)
     access.ensure_operator("ann", "admin", by="test", now=1)
-    body = json.dumps({"operator": "ann", "role": "reader"}).encode()
-    headers = {"host": "localhost", "content-type": "application/json"}
-    made = exchange(app, "POST", "/api/v1/tokens", body, headers, ME)
+    made = rest(app, "POST", "/tokens", {"operator": "ann", "role": "reader"})
     secret = made.json["token"]
     assert secret.startswith(made.json["prefix"])
-    listed = exchange(app, "GET", "/api/v1/tokens", b"", headers, ME).body.decode()
-    audit = exchange(app, "GET", "/api/v1/audit", b"", headers, ME).body.decode()
+    listed = rest(app, "GET", "/tokens").body.decode()
+    audit = rest(app, "GET", "/audit").body.decode()
     for text in (listed, audit, str(OperatorToken.objects.values_list())):
         assert secret not in text and secret.rpartition("_")[2] not in text
     assert made.json["prefix"] in listed
@@ -248,8 +243,7 @@ def test_a_token_does_no_more_than_its_operator(app: Application) -> None:
 
 def test_a_wrong_token_is_a_stranger_even_on_the_local_socket(app: Application) -> None:
     """Whoever shows a token means it: nothing else of the request counts then."""
-    headers = {"host": "localhost", "authorization": "Bearer pfo_00000000_x"}
-    reply = exchange(app, "GET", "/api/v1/devices", b"", headers, ME)
+    reply = rest(app, "GET", "/devices", authorization="Bearer pfo_00000000_x")
     assert (reply.status, reply.json["detail"]) == (401, "the operator token is not known, or is over")
 
 

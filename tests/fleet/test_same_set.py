@@ -6,7 +6,6 @@ import csv
 import html
 import io
 import json
-import os
 import random
 import re
 import time
@@ -17,7 +16,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from fleet.browser import Browser, link, take
-from fleet.support import exchange
+from fleet.support import ME, exchange
 from pi_agent import query as query_language
 from pi_agent.catalogue import fold
 from pi_agent.fleet import changes, export, registry
@@ -26,7 +25,6 @@ from pi_agent.fleet.changes import Chosen
 from pi_agent.fleet.models import Device, DeviceTag, View
 from pi_agent.fleet.paging import SORTS
 
-ME = ("uid", os.geteuid())
 NOW = int(time.time())
 COLUMNS = {
     "name": "name", "model": "model", "memory": "memory_mib", "serial": "serial", "revision": "revision", "rev": "pcb_revision",

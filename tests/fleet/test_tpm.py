@@ -7,13 +7,13 @@ import json
 import shutil
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import pytest
 
+from device.living import eventually
 from fleet.live import LiveFleet
 from fleet.test_key_command import Card, card, live  # noqa: F401  # fixtures
 
@@ -69,9 +69,10 @@ def switched_on(home: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
             ["dbus-daemon", "--session", "--nofork", "--nopidfile", f"--address={bus}"],
         ):
             running.enter_context(_running(command))
-        _wait(lambda: door.exists() and (home / "bus").exists())
+        eventually(lambda: door.exists() and (home / "bus").exists())
         running.enter_context(_running(["tpm2-abrmd", "--session", "--allow-root", f"--tcti=swtpm:path={door}"]))
-        _wait(lambda: b"true" in subprocess.run([*asking, f"string:{BROKER}"], capture_output=True, check=False).stdout)
+        asked = [*asking, f"string:{BROKER}"]
+        eventually(lambda: b"true" in subprocess.run(asked, capture_output=True, check=False).stdout, patience=60)
         yield
 
 
@@ -83,12 +84,6 @@ def _running(command: list[str]) -> Iterator[None]:
     finally:
         process.terminate()
         process.wait()
-
-
-def _wait(ready: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 60
-    while not ready() and time.monotonic() < deadline:
-        time.sleep(0.02)
 
 
 @pytest.fixture

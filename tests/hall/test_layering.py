@@ -97,7 +97,7 @@ def test_what_a_small_program_imports_stays_small(module: str) -> None:
 
 def test_the_client_loads_the_standard_library_only() -> None:
     """A program that asks for a token loads no third-party module, and not even the socket module."""
-    modules = loaded("import pi_agent.client", "-I")
+    modules = loaded("import pi_agent.client", "-I", "-S")
     assert not modules & {
         "requests",
         "urllib3",

@@ -15,13 +15,17 @@ from pathlib import Path
 import pytest
 
 from device.living import CPUINFO, SOURCE, eventually
+from pi_agent import client
+from pi_agent.errors import AgentError, TransportError
 
 FOLDER = Path(os.environ.get("PI_AGENT_INTEROP") or Path(__file__).parents[2] / ".interop")
 
 
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as door:
-        return int(door.getsockname()[1])
+def has_token(runtime: str) -> bool:
+    try:
+        return bool(client.token(runtime=runtime, timeout=1))
+    except (AgentError, TransportError):
+        return False
 
 
 class Board:

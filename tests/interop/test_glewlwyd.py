@@ -17,9 +17,9 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, PublicFormat
 
 from device.living import eventually
-from interop.conftest import Board, free_port, listening
+from device.servers import free_port
+from interop.conftest import Board, has_token, listening
 from pi_agent import client
-from pi_agent.errors import PiAgentError
 
 SCHEMA = Path("/usr/share/dbconfig-common/data/glewlwyd/install/sqlite3")
 pytestmark = pytest.mark.skipif(
@@ -118,10 +118,3 @@ def test_a_token_from_glewlwyd(board: Board, tmp_path: Path) -> None:
             eventually(lambda: has_token(runtime), "a token")
             first = client.token(runtime=runtime)
             assert client.renew(runtime=runtime) != first
-
-
-def has_token(runtime: str) -> bool:
-    try:
-        return bool(client.token(runtime=runtime, timeout=1))
-    except PiAgentError:
-        return False

@@ -8,9 +8,10 @@ from pathlib import Path
 import pytest
 
 from device.living import eventually
-from interop.conftest import FOLDER, Board, free_port, listening
+from device.servers import free_port
+from interop.conftest import FOLDER, Board, has_token, listening
 from pi_agent import client, jws
-from pi_agent.errors import AgentError, TransportError
+from pi_agent.errors import TransportError
 
 SERVER = Path(__file__).with_name("oidc_provider.mjs")
 
@@ -72,13 +73,6 @@ def test_a_key_that_the_server_does_not_know(board: Board, node: str, tmp_path: 
     with listening(command, port), board.running() as runtime:
         status = eventually(lambda: refused(runtime), "a refusal")
         assert status["failure"]["reason"] == "invalid_client"  # type: ignore[index]
-
-
-def has_token(runtime: str) -> bool:
-    try:
-        return bool(client.token(runtime=runtime, timeout=1))
-    except (AgentError, TransportError):
-        return False
 
 
 def refused(runtime: str) -> dict[str, object] | None:

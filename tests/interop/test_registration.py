@@ -10,9 +10,8 @@ from pathlib import Path
 import pytest
 
 from device.living import eventually
-from interop.conftest import FOLDER, Board, free_port, listening
-from pi_agent import client
-from pi_agent.errors import AgentError, TransportError
+from device.servers import free_port
+from interop.conftest import FOLDER, Board, has_token, listening
 
 SERVER = Path(__file__).with_name("oidc_registration.mjs")
 TOKEN = "initial-access-token-canary"
@@ -26,13 +25,6 @@ def registrar(node: str, board: Board) -> Iterator[str]:
     (board.home / "token").write_text(TOKEN + "\n")
     with listening([node, str(SERVER), str(port), TOKEN, str(FOLDER)], port):
         yield f"http://127.0.0.1:{port}"
-
-
-def has_token(runtime: str) -> bool:
-    try:
-        return bool(client.token(runtime=runtime, timeout=1))
-    except (AgentError, TransportError):
-        return False
 
 
 def test_a_board_registers_itself_and_gets_a_token(board: Board, node: str) -> None:
