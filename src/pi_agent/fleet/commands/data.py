@@ -5,10 +5,8 @@ a server.
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import shlex
-import sys
 import time
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -20,7 +18,7 @@ from pi_agent.fleet import client, folder, served
 from pi_agent.fleet import settings as fleet_settings
 from pi_agent.fleet.backup import Losses
 from pi_agent.fleet.commands import in_place
-from pi_agent.fleet.commands.common import AS_JSON, command, count, say, settings_of
+from pi_agent.fleet.commands.common import AS_JSON, command, count, printed, say, settings_of
 from pi_agent.fleet.options import OPTIONS
 from pi_agent.fleet.progress import Progress
 from pi_agent.fleet.served import adopted
@@ -87,9 +85,7 @@ def backup(arguments: argparse.Namespace) -> int:
         raise
     say(f"{count(found['devices'])} and {count(found['audit_lines'], 'line')} of the audit log are in {arguments.file}")
     say("keep it as secret as the fleet: it holds the signing keys" + (", sealed" if settings.key_secret else ""))
-    if arguments.json:
-        _print({"schema": "pi-fleet.backup/1", "file": str(arguments.file), **found})
-    return 0
+    return printed(arguments, {"schema": "pi-fleet.backup/1", "file": str(arguments.file), **found}, "")
 
 
 def restore(arguments: argparse.Namespace) -> int:
@@ -120,9 +116,7 @@ def restore(arguments: argparse.Namespace) -> int:
         say("assertions that were used since the backup could be used once more: wait 5 minutes before serving")
     if arguments.database_url:
         say(f"before the server starts: write database_url into {settings.data}/fleet.toml")
-    if arguments.json:
-        _print({"schema": "pi-fleet.restore/1", **found, "lost": asdict(lost)})
-    return 0
+    return printed(arguments, {"schema": "pi-fleet.restore/1", **found, "lost": asdict(lost)}, "")
 
 
 def _replace(settings: Settings, arguments: argparse.Namespace, keep: Losses | None, now: int) -> Path | None:
@@ -166,13 +160,12 @@ def doctor(arguments: argparse.Namespace) -> int:
     _opened(settings)
     found = examine(settings, now=now)
     findings = [replace(each, hint=in_place(each.hint, arguments)) for each in found]
-    if arguments.json:
-        _print({"schema": "pi-fleet.doctor/1", "findings": [asdict(finding) for finding in findings]})
-    else:
-        for finding in findings:
-            sys.stdout.write(f"{finding.state:<8} {finding.name}: {finding.what}\n")
-            if finding.hint:
-                sys.stdout.write(f"{'':<8} hint: {finding.hint}\n")
+    text = "".join(
+        f"{finding.state:<8} {finding.name}: {finding.what}\n"
+        + (f"{'':<8} hint: {finding.hint}\n" if finding.hint else "")
+        for finding in findings
+    )
+    printed(arguments, {"schema": "pi-fleet.doctor/1", "findings": [asdict(finding) for finding in findings]}, text)
     return 1 if any(finding.state == "problem" for finding in findings) else 0
 
 
@@ -257,7 +250,3 @@ def _tell(lost: Losses) -> None:
 
 def _utc(seconds: int) -> str:
     return time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime(seconds))
-
-
-def _print(members: dict[str, object]) -> None:
-    sys.stdout.write(json.dumps(members, indent=2) + "\n")

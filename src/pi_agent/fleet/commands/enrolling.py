@@ -9,7 +9,7 @@ from typing import Any
 
 from pi_agent.errors import UsageError
 from pi_agent.fleet import output
-from pi_agent.fleet.commands.common import AS_JSON, count, fleet_of, printed, say, seconds
+from pi_agent.fleet.commands.common import AS_JSON, command, count, fleet_of, printed, say, seconds
 from pi_agent.fleet.lists import read_csv
 from pi_agent.fleet.progress import Progress
 
@@ -18,15 +18,13 @@ AT_ONCE = 200
 
 def add_commands(commands: Any) -> None:
     """The names and options of this file's commands."""
-    parser = commands.add_parser("pending", help="devices that wait for approval, and why")
+    parser = command(commands, "pending", "devices that wait for approval, and why", pending)
     parser.add_argument("code", nargs="?", default="", metavar="CODE", help="the one that shows this code")
     parser.add_argument("--json", **AS_JSON)
-    parser.set_defaults(run=pending)
-    parser = commands.add_parser("preauthorise", help="approve boards or keys of a list before they come")
+    parser = command(commands, "preauthorise", "approve boards or keys of a list before they come", preauthorise)
     parser.add_argument("file", nargs="?", metavar="FILE", help="CSV with a line of names: serial,key,name; - is stdin")
     parser.add_argument("--ttl", default="90d", metavar="AGE", help="how long a line waits for its board (default 90d)")
     parser.add_argument("--json", **AS_JSON)
-    parser.set_defaults(run=preauthorise)
 
 
 def pending(arguments: argparse.Namespace) -> int:

@@ -9,14 +9,14 @@ from typing import Any
 
 from pi_agent.errors import ConfigError
 from pi_agent.fleet import client
-from pi_agent.fleet.commands.common import settings_of
+from pi_agent.fleet.commands.common import command, settings_of
 from pi_agent.fleet.options import OPTIONS
 from pi_agent.fleet.settings import Settings
 
 
 def add_commands(commands: Any) -> None:
     """Every setting is an option. Their defaults stay None here, so that the environment and the file are asked, too."""
-    parser = commands.add_parser("serve", help="run the server")
+    parser = command(commands, "serve", "run the server", serve)
     defaults = {field.name: field.default for field in fields(Settings)}
     for name, option in OPTIONS.items():
         if not option.flag:
@@ -34,7 +34,6 @@ def add_commands(commands: Any) -> None:
         const=False,
         help="serve everybody as fast as they ask",
     )
-    parser.set_defaults(run=serve)
 
 
 def serve(arguments: argparse.Namespace) -> int:
