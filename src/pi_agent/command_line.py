@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import re
-import sys
 from collections.abc import Collection, Iterable, Sequence
 
 TYPE_CHECKING = False  # type checkers take it for true; the module would cost a command line milliseconds
@@ -46,8 +45,7 @@ class Parser(argparse.ArgumentParser):
         self.error(f"unrecognized arguments: {' '.join(rest)}", hint)
 
     def error(self, message: str, hint: str = "") -> NoReturn:
-        self.print_usage(sys.stderr)
-        self.exit(2, f"error: {message}\nhint: {hint or f'{self.prog} --help'}\n")
+        self.exit(2, f"{self.format_usage()}error: {message}\nhint: {hint or f'{self.prog} --help'}\n")
 
     def _check_value(self, action: argparse.Action, value: Any) -> None:
         """As argparse has it, which answers a wrong command with the list of all."""

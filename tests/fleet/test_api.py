@@ -23,7 +23,7 @@ def get(app: Application, path: str, client: tuple[str, int] = ME, **headers: st
 
 
 def post(app: Application, path: str, members: Any, client: tuple[str, int] = ME, **headers: str) -> Reply:
-    return rest(app, "POST", path, members, client, **headers)
+    return rest(app, "POST", path, json.dumps(members).encode(), client, **headers)  # also null is a body
 
 
 def problem(reply: Reply, status: int) -> str:
@@ -246,7 +246,7 @@ def test_a_body_is_an_object(app: Application, path: str, body: Any) -> None:
 )
 def test_a_member_that_stands_twice_is_refused(app: Application, body: bytes) -> None:
     """Whoever looked at the request before us may have taken the other one for what is meant."""
-    reply = post(app, "/resource-servers", body)
+    reply = rest(app, "POST", "/resource-servers", body)
     assert problem(reply, 400) == NO_OBJECT
 
 
