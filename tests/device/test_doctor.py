@@ -127,7 +127,7 @@ def test_not_set_up(pi: Living) -> None:
     """Nothing was enrolled: identity, with the command to run."""
     (pi.home / "state/identity.json").unlink()
     name, _, hint = first_cross(pi)
-    assert (name, "pi-agent setup" in hint) == ("identity", True)
+    assert (name, hint.endswith(" setup https://fleet.example")) == ("identity", True)
 
 
 @pytest.mark.parametrize("damage", ["missing", "garbled", "open"])
