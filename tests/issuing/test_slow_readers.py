@@ -11,11 +11,11 @@ from unittest.mock import Mock
 
 import pytest
 
+from device.living import eventually
 from fleet.live import LiveFleet, closed_within
 from issuing.conftest import start
 from pi_agent.fleet.protocol import Protocol, Short, acknowledged
 from pi_agent.fleet.web import Answer
-from town import eventually
 
 PATH = "/static/htmx-2.0.11.min.js"  # the longest answer that anybody gets
 ASKING = f"GET {PATH} HTTP/1.1\r\nHost: x\r\n\r\n".encode()
