@@ -23,10 +23,7 @@ mmap multiprocessing os pathlib posix requests sched secrets select selectors sh
 sqlite3 ssl subprocess sys tempfile threading time tomllib urllib3 uuid zoneinfo
 """
 CLOCK_READERS = frozenset({"now", "today", "utcnow", "time", "time_ns", "monotonic", "clock_gettime"})
-ALLOWED = {
-    "client.py": {"_socket", "asyncio", "os", "sys"},  # the one declared door: it connects to the agent's socket
-    "command_line.py": {"sys"},  # argparse says what is wrong on stderr
-}
+ALLOWED = {"client.py": {"_socket", "asyncio", "os", "sys"}}  # the one declared door: it connects to the agent's socket
 
 
 def imports(tree: ast.AST) -> Iterator[str]:
