@@ -105,6 +105,14 @@ def test_d08_a_nul_in_an_address_is_refused_with_the_headers_of_a_page(browser: 
     assert browser.get(path).status == 400
 
 
+def test_no_link_shuts_somebody_out(app: Application) -> None:
+    """Where it leads is kept in a cookie, unless that could not be read for its escapes."""
+    stranger = Browser(app)
+    assert stranger.get(f"/sign-in?again=1&next=/devices?query={1000 * ','}").status == 200
+    assert "pi-fleet-next" not in stranger.reply.headers.get("set-cookie", "")
+    assert stranger.get("/sign-in").status == 200
+
+
 @pytest.mark.parametrize("path", ["/devices", "/sign-in", "/api/v1/devices", "/metrics"])
 def test_a_nul_in_a_cookie_is_refused_before_the_database_is(browser: Browser, path: str) -> None:
     """In quotes a cookie has escapes, and a stranger's session key with a NUL was our fault on PostgreSQL."""

@@ -132,6 +132,18 @@ def test_a_form_in_parts_costs_no_thread(
     assert exchange(app, "POST", path, PARTS, headers).status == 415
 
 
+@pytest.mark.parametrize("path", ["/sign-in", "/devices", "/api/v1/devices", "/metrics"])
+@pytest.mark.parametrize(
+    "cookie", ['a="' + 2 * 20000 * "\\" + '"', "; ".join(300 * ['a="\\054"'])], ids=["one", "many"]
+)
+def test_cookies_that_take_long_to_read_are_not_read(
+    app: Application, monkeypatch: pytest.MonkeyPatch, path: str, cookie: str
+) -> None:
+    """One request of a stranger would take a thread for a minute, and eight of them all the threads there are."""
+    monkeypatch.setattr(app.django, "get_response", None)
+    assert exchange(app, "GET", path, b"", {"host": "fleet.test", "cookie": cookie}).status == 400
+
+
 def test_a_form_has_no_more_fields_than_a_page(app: Application) -> None:
     """To read a thousand of them takes longer than to refuse them."""
     headers = {"host": "fleet.test", "content-type": FORM, "cookie": f"__Host-pi-fleet-csrf={'a' * 32}"}

@@ -27,10 +27,10 @@ from pi_agent.fleet.threaded import Threaded, close_pool
 from pi_agent.fleet.tokens import Authority, load_authority
 from pi_agent.fleet.web import (
     MAX_BODY,
+    MAX_ESCAPES,
     READ_ONLY,
     Answer,
     Request,
-    in_parts,
     oauth_refusal,
     problem_answer,
     too_large,
@@ -106,8 +106,8 @@ class Application:
             answer = await self._in_thread(self.blocking[path], self._request(scope, headers, body))
             counters.count("pi_fleet_requests_total", f"{path.rpartition('/')[2]} {answer.outcome}")
             return await reply(send, answer, method)
-        if is_multipart(scope):
-            return await reply(send, refusal(path, in_parts()), method)
+        if why := unreadable(scope["headers"]):
+            return await reply(send, refusal(path, why), method)
         scope["application"] = self  # for the metrics
         return await self.django.answer(scope, body, receive, send)
 
@@ -145,9 +145,17 @@ class Application:
         close_pool(self.pool, THREADS)
 
 
-def is_multipart(scope: Scope) -> bool:
-    """A form in parts, as none of our pages sends it: Django would read it before it knows who asks, for a tenth of a second."""
-    return any(name == b"content-type" and b"multipart" in value.lower() for name, value in scope["headers"])
+def unreadable(headers: Iterable[tuple[bytes, bytes]]) -> OAuthError | None:
+    """Why Django is not given a request, which it would read for seconds before it knows who asks."""
+    escapes = 0
+    for name, value in headers:
+        if name == b"content-type" and b"multipart" in value.lower():
+            return OAuthError("invalid_request", "no form is taken in parts", status=415)
+        if name == b"cookie":
+            escapes += value.count(b"\\")
+    if escapes > MAX_ESCAPES:
+        return OAuthError("invalid_request", f"the cookies have more than {MAX_ESCAPES} escapes")
+    return None
 
 
 def refusal(path: str, error: OAuthError) -> Answer:

@@ -17,6 +17,7 @@ from pi_agent.oauth import error_answer
 
 MAX_BODY = 64 * 1024
 MAX_PARAMETERS = 50
+MAX_ESCAPES = 200  # of cookies: for each of them Python before 3.12.6 may read one to its end (CVE-2024-7592)
 NO_STORE = {"cache-control": "no-store", "pragma": "no-cache"}
 RETRY_SPREAD = range(2, 11)
 
@@ -85,10 +86,6 @@ def too_large() -> OAuthError:
 
 def too_slow(seconds: float) -> OAuthError:
     return OAuthError("invalid_request", f"the body took longer than {seconds:g} s", status=408)
-
-
-def in_parts() -> OAuthError:
-    return OAuthError("invalid_request", "no form is taken in parts", status=415)
 
 
 def media_type(content_type: str) -> str:

@@ -22,11 +22,13 @@ from pi_agent.fleet.audit import Actor, Event
 from pi_agent.fleet.rates import Rate
 from pi_agent.fleet.signin import LINK_SECONDS, spend_link
 from pi_agent.fleet.sources import source_of
+from pi_agent.fleet.web import MAX_ESCAPES
 
 TRIES = Rate(limit=30, seconds=60)  # of one address; a link has 192 random bits, this only keeps the log small
 BACKEND = "django.contrib.auth.backends.ModelBackend"
 NEXT, PATH = "pi-fleet-next", "/sign-in"  # the cookie that keeps where somebody wanted to go
 MAX_NEXT = 2000
+ESCAPED = ",;"  # in a cookie
 WRONG = "This link was used before, or is older than 15 minutes."
 
 
@@ -67,7 +69,8 @@ def _ask(request: HttpRequest, token: str) -> HttpResponse:
         return render(request, "sign_in.html", {"again": again})
     kept = onward or _inside(request.COOKIES.get(NEXT, ""))
     response = render(request, "sign_in.html", {"token": token, "next": kept})
-    if onward and len(onward) < MAX_NEXT:  # for the link, which is made on the server and knows nothing of it
+    is_short = len(onward) < MAX_NEXT and sum(map(onward.count, ESCAPED)) < MAX_ESCAPES / 2
+    if onward and is_short:  # for the link, which is made on the server and knows nothing of it
         response.set_cookie(
             NEXT,
             iri_to_uri(onward),
