@@ -69,7 +69,7 @@ def test_by_ids_only_these(app: Application) -> None:
     assert post(app, "approve", ids=["x"] * 1001, reason="x").status == 400
 
 
-@pytest.mark.parametrize("action", ["approve", "reject", "quarantine", "release", "revoke"])
+@pytest.mark.parametrize("action", ["approve", "reject", "quarantine", "release", "revoke", "forget"])
 def test_an_action_needs_a_reason(app: Application, action: str) -> None:
     """Without one nothing changes."""
     devices(1)

@@ -40,6 +40,7 @@ GET /api/v1/views reader
 GET /api/v1/views/{slug} reader
 GET /api/v1/webhooks admin
 POST /api/v1/devices/approve approver
+POST /api/v1/devices/forget admin
 POST /api/v1/devices/quarantine approver
 POST /api/v1/devices/reject approver
 POST /api/v1/devices/release approver

@@ -113,6 +113,21 @@ def test_d14_a_restore_tells_what_it_would_forget(tmp_path: Path) -> None:
         server.stop()
 
 
+def test_d14_a_restore_trusts_nobody_who_was_forgotten(tmp_path: Path) -> None:
+    """Revoked and forgotten since the backup, which holds it as approved: named, and revoked on demand."""
+    data, target = tmp_path / "data", tmp_path / "backup.db"
+    server = start(data, "")
+    gone = server.enroll(board=None)
+    assert server.cli("backup", str(target)).returncode == 0
+    for action in ("revoke", "forget"):
+        assert server.cli(action, gone.client_id, "--yes", "--reason", "sold").returncode == 0
+    server.stop()
+    told = run("--data", str(data), "restore", str(target))
+    assert (told.returncode, f"since then {gone.client_id} was forgotten" in told.stderr) == (6, True)
+    assert run("--data", str(data), "restore", str(target), "--keep-revocations").returncode == 0
+    assert json.loads(run("--data", str(data), "device", gone.client_id, "--json").stdout)["status"] == "revoked"
+
+
 def test_d05_a_restart_brings_nobody_back(tmp_path: Path) -> None:
     """The first admin was removed, there is another: the next start makes no admin and prints no link."""
     server = start(tmp_path / "data", "")

@@ -38,7 +38,7 @@ from pi_agent.jwk import public_key
 
 JSON = {"content-type": "application/json"}
 FLEET_TESTS = Path(__file__).parents[1] / "fleet"
-THE_SAME = ("test_clones.py", "test_enrollment.py", "test_preauthorise.py", "test_rotation.py")
+THE_SAME = ("test_clones.py", "test_enrollment.py", "test_forget.py", "test_preauthorise.py", "test_rotation.py")
 
 
 def test_the_same_on_postgresql(cluster: Cluster) -> None:
@@ -282,3 +282,34 @@ def test_b24_rhythms_are_kept_in_the_order_of_tokens(pair: Pair) -> None:
         return int(pair.sql(unkept, low.client_id, high.client_id)[0][0])
 
     assert pair.meet("fleet_device", f"client_id = '{low.client_id}'", read, keep) == [2, 0]
+
+
+@pytest.mark.parametrize("way", ["token", "rotation", "registration"])
+def test_a_device_that_is_forgotten_at_one_server_is_a_stranger_at_the_other(pair: Pair, pi: Pi, way: str) -> None:
+    """Also at the moment in which the other server has read its key, and waits for its row. Its key may enroll anew."""
+    import psycopg
+
+    def rotate_there() -> str:
+        try:
+            sign_in(pair.second, pi, with_another_key(pi))
+        except OAuthError as error:
+            return error.error
+        return "done"
+
+    body = registration(pair, pi) if way == "registration" else b""
+    calls: dict[str, Callable[[], Any]] = {
+        "token": lambda: ask(pair.second, pi).json["error_description"],
+        "rotation": rotate_there,
+        "registration": lambda: register(pair.second, body).status,
+    }
+    row = f"SELECT id FROM fleet_device WHERE client_id = '{pi.client_id}'"
+    with psycopg.connect(pair.url) as holder, ThreadPoolExecutor(1) as pool:
+        for table, column in (("devicekey", "device_id"), ("devicetag", "device_id"), ("device", "id")):
+            holder.execute(f"DELETE FROM fleet_{table} WHERE {column} IN ({row})".encode())
+        answer = pool.submit(calls[way])
+        while pair.sql("SELECT count(*) FROM pg_locks WHERE NOT granted") != [(1,)]:
+            assert not answer.done(), answer.result()
+            time.sleep(0.01)
+        holder.commit()
+    expected = {"token": "the signature is not good", "rotation": "invalid_grant", "registration": 201}
+    assert answer.result() == expected[way]

@@ -144,12 +144,7 @@ def losses(database: Path, copy: Path, *, now: int) -> Losses:
         current.execute("ATTACH ? AS copy", (f"{copy.absolute().as_uri()}?mode=ro",))
         known = _tables(current, "copy") & _tables(current, "main")
         return Losses(
-            devices=tuple(
-                current.execute(f"""
-                    SELECT now.client_id, now.status FROM fleet_device now JOIN copy.fleet_device old USING (client_id)
-                    WHERE now.status IN {STRICT} AND old.status <> now.status AND old.status NOT IN ('revoked')
-                    ORDER BY now.client_id""")  # noqa: S608  # constants
-            ),
+            devices=tuple(current.execute(_TURNED_AWAY)),
             device_keys=_column(current, _RETIRED.format(table="fleet_devicekey")),
             signing_keys=_column(current, _RETIRED.format(table="fleet_signingkey")),
             tokens=_column(current, _REVOKED, now) if "fleet_revokedtoken" in known else (),
@@ -163,6 +158,12 @@ def losses(database: Path, copy: Path, *, now: int) -> Losses:
         )
 
 
+_TURNED_AWAY = f"""
+    SELECT now.client_id, now.status FROM main.fleet_device now JOIN copy.fleet_device old USING (client_id)
+    WHERE now.status IN {STRICT} AND old.status <> now.status AND old.status <> 'revoked'
+    UNION SELECT old.client_id, 'forgotten' FROM main.fleet_auditevent line JOIN copy.fleet_device old
+    ON old.client_id = line.device WHERE line.action = 'device.forget' AND line.result = 'done' AND old.status <> 'revoked'
+    ORDER BY 1"""  # noqa: S608  # constants
 _RETIRED = """
     SELECT now.kid FROM {table} now JOIN copy.{table} old USING (kid)
     WHERE now.retired_at IS NOT NULL AND old.retired_at IS NULL ORDER BY now.kid"""
@@ -239,7 +240,7 @@ def _carry_over(target: sqlite3.Connection, database: Path, keep: Losses) -> Non
     reason = "carried over by a restore"
     target.executemany(
         "UPDATE fleet_device SET status = ?, status_reason = ? WHERE client_id = ?",
-        [(status, reason, client_id) for client_id, status in keep.devices],
+        [("revoked" if status == "forgotten" else status, reason, client_id) for client_id, status in keep.devices],
     )
     for table, kids in (("fleet_devicekey", keep.device_keys), ("fleet_signingkey", keep.signing_keys)):
         target.executemany(

@@ -30,6 +30,7 @@ from pi_agent import query as query_language
 from pi_agent.catalogue import STATUSES, fold
 from pi_agent.errors import ConflictError, QueryError, UsageError
 from pi_agent.fleet import audit, database
+from pi_agent.fleet.actions import ACTIONS, FORGOTTEN, TURNED_AWAY, Action
 from pi_agent.fleet.audit import Actor, Event
 from pi_agent.fleet.models import Device, DeviceTag, with_parts
 from pi_agent.fleet.selection import condition
@@ -43,29 +44,6 @@ ANY_VERSION = "*"  # RFC 9110 section 13.1.1: of whatever is there
 BATCH = 500
 STEP_TRIES = 3
 TAGGED, ROTATION, NAMED = "tagged", "asked for a new key", "named so"  # what becomes of a device whose status stays
-TURNED_AWAY = ("rejected", "quarantined", "revoked")
-
-
-@dataclass(frozen=True, slots=True)
-class Action:
-    """Something an operator does to devices: from one of ``sources`` to ``target``. ``role`` is who may."""
-
-    name: str
-    sources: tuple[str, ...]
-    target: str
-    role: str = "approver"
-
-
-ACTIONS = {
-    action.name: action
-    for action in (
-        Action("approve", ("pending", "rejected"), "approved"),
-        Action("reject", ("pending",), "rejected"),
-        Action("quarantine", ("approved",), "quarantined"),
-        Action("release", ("quarantined",), "approved"),
-        Action("revoke", ("pending", "approved", "quarantined", "rejected"), "revoked", "admin"),
-    )
-}
 
 
 class StaleError(ConflictError):
@@ -78,7 +56,8 @@ class Change:
 
     ``stays`` has how many keep which status, which the action does not start from, or how many are as they shall be.
     ``selection`` stands for these devices as they are now; ``target`` is the status they get, or what else happens to them.
-    ``tokens_until`` is when the last access token ends that devices which are turned away may still hold, None without one.
+    ``tokens_until`` is when the last access token ends that devices which are turned away may still hold, None without one;
+    where devices are forgotten, the last one of those that stay because of it.
     """
 
     meaning: str
@@ -168,7 +147,7 @@ def version(device: Device) -> str:
 def preview(name: str, chosen: Chosen, *, now: int) -> Change:
     """What an action would do now. Raises as ``act`` does, and changes nothing."""
     action = _action(name)
-    return _preview(action.target, chosen.resolve(now), lambda rows: rows.filter(status__in=action.sources))
+    return _preview(action.target, chosen.resolve(now), lambda rows: action.fitting(rows, now))
 
 
 def preview_rotation(chosen: Chosen, *, now: int) -> Change:
@@ -180,12 +159,13 @@ def _preview(what: str, target: Target, narrow: Callable[[QuerySet[Device]], Que
     willing = narrow(target.rows)
     shown, matched = with_parts(willing[:MAX_SHOWN]), target.rows.count()
     count = len(shown) if len(shown) < MAX_SHOWN else willing.count()
-    until = willing.aggregate(last=Max("token_until"))["last"] if what in TURNED_AWAY else None
+    rest = target.rows.exclude(pk__in=willing.order_by().values("pk")).order_by("status")
+    holders = {FORGOTTEN: rest.filter(status__in=TURNED_AWAY)} | dict.fromkeys(TURNED_AWAY, willing)
+    until = holders[what].order_by().aggregate(last=Max("token_until"))["last"] if what in holders else None
     stays: dict[str, int] = {}
     if matched > count and what == TAGGED:
         stays = {what: matched - count}
     elif matched > count:
-        rest = target.rows.exclude(pk__in=willing.order_by().values("pk")).order_by("status")
         stays = dict(rest.values_list("status").annotate(number=Count("*")))
     return Change(target.meaning, what, matched, count, shown, target.selection(), until, stays)
 
@@ -197,11 +177,15 @@ def act(name: str, chosen: Chosen, *, reason: str, actor: Actor, now: int) -> Ch
         raise UsageError("an action needs a reason", hint="say why, with --reason; it is kept in the audit log")
 
     def edit(rows: list[Device]) -> tuple[list[Device], list[dict[str, object]]]:
-        willing = [row for row in rows if row.status in action.sources]
-        values: dict[str, Any] = {"status": action.target, "status_reason": reason}
-        values |= {"flag": ""} if action.target == "approved" else {"due_at": None}  # somebody has looked twice
-        Device.objects.filter(pk__in=[row.pk for row in willing]).update(**values)
-        return willing, [{"from": row.status, "to": action.target, "reason": reason} for row in willing]
+        willing = [row for row in rows if action.fits(row, now)]
+        held = Device.objects.filter(pk__in=[row.pk for row in willing])
+        if action.target == FORGOTTEN:
+            held.delete()  # and its keys, tags and boots
+        else:
+            values: dict[str, Any] = {"status": action.target, "status_reason": reason}
+            values |= {"flag": ""} if action.target == "approved" else {"due_at": None}  # somebody has looked twice
+            held.update(**values)
+        return willing, [action.detail(row, reason) for row in willing]
 
     return _change(f"device.{name}", action.target, chosen, edit, actor=actor, now=now, decides=True)
 
@@ -361,7 +345,7 @@ def _change(
                     f"the database failed when {done.count} of {len(keys)} devices were {what}; the others are as they were",
                     hint="look at them again, and do the rest",
                 ) from error
-    until = done.until if what in TURNED_AWAY else 0
+    until = done.until if what in TURNED_AWAY else done.kept_until if what == FORGOTTEN else 0
     stays = Counter({what: len(keys) - done.count}) if what in (TAGGED, NAMED) else done.stays
     return Change(target.meaning, what, len(keys), done.count, done.shown, "", until or None, +stays)
 
@@ -400,12 +384,18 @@ class _Tally:
 
     count: int = 0
     until: int = 0
+    kept_until: int = 0
     shown: list[Device] = field(default_factory=list)
     stays: Counter[str] = field(default_factory=Counter)
 
     def add(self, rows: Sequence[Device], changed: Sequence[Device]) -> None:
         self.count += len(changed)
-        self.until = max([self.until, *(row.token_until or 0 for row in changed)])
+        gone = {row.pk for row in changed}
+        for row in rows:
+            if row.pk in gone:
+                self.until = max(self.until, row.token_until or 0)
+            elif row.status in TURNED_AWAY:
+                self.kept_until = max(self.kept_until, row.token_until or 0)
         self.shown += changed[: MAX_SHOWN - len(self.shown)]
         self.stays += Counter(row.status for row in rows) - Counter(row.status for row in changed)
 

@@ -44,6 +44,7 @@ MAX_REMEMBERED = 12_000
 _NOT_KEPT: dict[str, str] = {}  # one for all that are remembered; nobody asks for the JWK of a key that verifies
 
 WITHOUT_KID = ("RS256", "PS256")
+BAD_SIGNATURE = "the signature is not good"  # as ``jws`` says it
 
 
 class KeyName(NamedTuple):
@@ -101,6 +102,8 @@ def believe(statement: Statement, key: PublicKey, *, kind: Kind, audience: str, 
     except InvalidAssertionError as error:
         if error.claim in ("typ", "signature"):
             raise OAuthError("invalid_grant", str(error)) from error
+        if not ledger.look_up_keys([name.client_id]):  # forgotten since its key was remembered here: a stranger now
+            raise OAuthError("invalid_grant", BAD_SIGNATURE) from error
         raise UnusableAssertionError(name.client_id, str(error)) from error
 
 

@@ -203,7 +203,9 @@ def _enroll(
         raise OAuthError("invalid_client_metadata", "this key was retired; make a new one")
     if known.alg != registration.alg:
         raise OAuthError("invalid_client_metadata", f"this key is enrolled for {known.alg}")
-    device = Device.objects.select_for_update(of=("self",)).get(keys=known)
+    device = Device.objects.select_for_update(of=("self",)).filter(keys=known).first()
+    if device is None:  # forgotten since its key was read
+        return 201, _enroll_new(registration, verified, source, now, authority)
     changed = board_changes({name: getattr(device, name) for name in assertion.BOARD_CLAIMS}, verified.board)
     if changed and device.status != "pending":
         policy = authority.settings.clone_policy

@@ -93,14 +93,14 @@ def read(requests: Sequence[Request], *, now: int, authority: Authority) -> list
     opened = [_open(request) for request in requests]
     try:
         keys = clients.find_keys(each.statement.name for each in opened if isinstance(each, Unverified))
+        return [
+            _claim(each, keys[each.statement.name], now, authority) if isinstance(each, Unverified) else each
+            for each in opened
+        ]
     except DatabaseError as error:
         database.give_up(error)
         away = oauth_refusal(try_again("the registry cannot be read at the moment"))
         return [each if isinstance(each, Answer) else away for each in opened]
-    return [
-        _claim(each, keys[each.statement.name], now, authority) if isinstance(each, Unverified) else each
-        for each in opened
-    ]
 
 
 def check_source(request: Request, now: int, authority: Authority) -> None:
@@ -209,7 +209,7 @@ def _admit_all(waiting: Sequence[Claim | Unusable], now: int, authority: Authori
         fresh, devices = book.spend(verified), book.read(verified)
         rules = Rules(authority.settings.token_audience, book.rules(), now)
         decided = [
-            _decide(claim, device, rules, authority) if first else OAuthError("invalid_grant", USED)
+            _decide(claim, device, rules, authority) if first else _used(claim, device, book)
             for claim, device, first in zip(claims, devices, fresh, strict=True)
         ]
         for each in waiting:
@@ -221,13 +221,19 @@ def _admit_all(waiting: Sequence[Claim | Unusable], now: int, authority: Authori
     return [each.error if isinstance(each, Unusable) else next(outcomes) for each in waiting]
 
 
+def _used(claim: Claim, device: DeviceRow | None, book: Ledger) -> OAuthError:
+    """The refusal of an assertion that was used before; of a device that was forgotten since, as any stranger's."""
+    known = device is not None or book.read_keys([claim.verified.issuer])
+    return OAuthError("invalid_grant", USED if known else clients.BAD_SIGNATURE)
+
+
 def _decide(claim: Claim, device: DeviceRow | None, rules: Rules, authority: Authority) -> Admitted | OAuthError:
     verified, now = claim.verified, rules.now
     if device is None or not speaks(
         device.key.pending_until, now
     ):  # taken out, or not yet let in, the key or the device
         retired = clones.retired_key(verified.issuer, verified.kid, source=claim.source, now=now)
-        return retired or OAuthError("invalid_grant", "the signature is not good")
+        return retired or OAuthError("invalid_grant", clients.BAD_SIGNATURE)
     if authority.limits and (wait := authority.limits.device.wait(verified.issuer, now)):
         return OAuthError("slow_down", "too many requests from this device", status=429, retry_after=wait)
     outcome = decide(verified, device, rules, scope=claim.scope, resource=claim.resource)

@@ -12,7 +12,7 @@ from django.db import DatabaseError
 from pi_agent import assertion, jws
 from pi_agent.errors import InvalidAssertionError, MalformedTokenError, OAuthError
 from pi_agent.fleet import audit, database, ledger
-from pi_agent.fleet.clients import authenticate, authenticate_resource_server, named_by_basic
+from pi_agent.fleet.clients import BAD_SIGNATURE, authenticate, authenticate_resource_server, named_by_basic
 from pi_agent.fleet.devicekeys import speaks
 from pi_agent.fleet.grants import CLIENT_CREDENTIALS, NOT_WRITABLE, USED, check_source, read_client_assertion, refused
 from pi_agent.fleet.models import Device, RevokedToken
@@ -97,7 +97,7 @@ def _revoker(request: Request, form: dict[str, str], now: int, authority: Author
     with ledger.entry() as book:
         fresh, device = book.spend([verified])[0], book.read([verified])[0]
     if not fresh or device is None or not speaks(device.key.pending_until, now):
-        raise OAuthError("invalid_grant", "the signature is not good" if fresh else USED)
+        raise OAuthError("invalid_grant", BAD_SIGNATURE if fresh or device is None else USED)
     return verified.issuer, ""
 
 

@@ -57,11 +57,13 @@ def bound(until: str | None, now: int) -> str:
 
 
 FOR_NOW = {"revoked": "revoked for good", "quarantined": "quarantined until a release"}
+FOR_A_TOKEN = {status: f"{status}, with a token that has not ended" for status in ("rejected", "revoked")}
 
 
 def staying(stays: Mapping[str, int], target: str) -> str:
     """Why devices of these statuses do not become ``target``, such as "2 are approved already, 1 is revoked for good"."""
-    ends = {status: f"{status} already" if status == target else FOR_NOW.get(status, status) for status in stays}
+    why = FOR_A_TOKEN if target == "forgotten" else FOR_NOW
+    ends = {status: f"{status} already" if status == target else why.get(status, status) for status in stays}
     return ", ".join(f"{number:,} {'is' if number == 1 else 'are'} {ends[status]}" for status, number in stays.items())
 
 

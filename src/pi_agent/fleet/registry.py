@@ -21,8 +21,8 @@ from pi_agent.catalogue import FIELDS, MODELS, STATUSES, fold
 from pi_agent.errors import UnknownDeviceError, UsageError
 from pi_agent.fleet import paging
 from pi_agent.fleet.access import RANK
+from pi_agent.fleet.actions import ACTIONS
 from pi_agent.fleet.aside import aside
-from pi_agent.fleet.changes import ACTIONS
 from pi_agent.fleet.models import AuditEvent, Device, with_parts
 from pi_agent.fleet.selection import COLUMNS, Opaque, bounds, condition, opaque
 
@@ -167,11 +167,9 @@ def history(client_id: str, limit: int = RECENT_EVENTS) -> list[AuditEvent]:
     return list(AuditEvent.objects.filter(device=client_id).order_by("-id")[:limit])
 
 
-def next_steps(device: Device, role: str) -> list[str]:
+def next_steps(device: Device, role: str, now: int) -> list[str]:
     """What could be done about a device now, as commands."""
-    fitting = [
-        action for action in ACTIONS.values() if device.status in action.sources and RANK[role] >= RANK[action.role]
-    ]
+    fitting = [action for action in ACTIONS.values() if action.fits(device, now) and RANK[role] >= RANK[action.role]]
     return [f"pi-fleet {action.name} {device.client_id} --reason '...'" for action in fitting]
 
 

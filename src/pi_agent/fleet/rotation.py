@@ -117,7 +117,9 @@ def _sign_in(
 ) -> tuple[int | None, OAuthError | None]:
     """The end of the new key's waiting time (None: it is in use), or the refusal. Inside one transaction."""
     key = wish.key
-    device = Device.objects.select_for_update().get(client_id=old.issuer)
+    device = Device.objects.select_for_update().filter(client_id=old.issuer).first()
+    if device is None:  # forgotten since its key was read
+        return None, OAuthError("invalid_grant", REFUSED)
     if device.status != "approved":
         return None, OAuthError("invalid_grant", f"this device is {device.status}")
     known = DeviceKey.objects.filter(kid=key.kid).first()

@@ -12,7 +12,7 @@ import argparse
 COMMANDS = {
     "local": {"serve"},
     "devices": {"devices", "device", "export", "suggest"},
-    "changes": {"approve", "reject", "quarantine", "release", "revoke", "rotate-key", "tag", "rename"},
+    "changes": {"approve", "reject", "quarantine", "release", "revoke", "forget", "rotate-key", "tag", "rename"},
     "enrolling": {"pending", "preauthorise"},
     "log": {"audit", "view"},
     "people": {"enrollment-token", "sign-in-link", "operator", "token", "webhook"},

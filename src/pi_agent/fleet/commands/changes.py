@@ -1,4 +1,4 @@
-"""``approve``, ``reject``, ``quarantine``, ``release``, ``revoke`` and ``tag``: shown first, confirmed, then done.
+"""``approve``, ``reject``, ``quarantine``, ``release``, ``revoke``, ``forget`` and ``tag``: shown first, confirmed, then done.
 
 What is done is done to exactly the devices that were shown: the preview gives a selection, which the server holds the
 change to. More than a thousand devices are changed in steps that name them, so that it can be watched and interrupted;
@@ -29,6 +29,7 @@ ACTIONS = {
     "quarantine": "refuse tokens for a while; release ends it",
     "release": "end a quarantine",
     "revoke": "refuse tokens for good",
+    "forget": "take rejected and revoked devices off the list; the audit log keeps them",
 }
 
 

@@ -13,7 +13,8 @@ from pi_agent.errors import ConflictError, PiAgentError, UnknownDeviceError
 from pi_agent.fleet import changes, registry, views
 from pi_agent.fleet import pending as pending_facts
 from pi_agent.fleet.access import ForbiddenError
-from pi_agent.fleet.changes import ACTIONS, Chosen, StaleError
+from pi_agent.fleet.actions import ACTIONS, FORGOTTEN
+from pi_agent.fleet.changes import Chosen, StaleError
 from pi_agent.fleet.models import Device
 from pi_agent.fleet.output import bound, one_line, staying
 from pi_agent.fleet.pages import show
@@ -96,8 +97,7 @@ def device(request: HttpRequest, device_id: str) -> HttpResponseBase:
     problem: PiAgentError | None = None
     try:
         if request.method == "POST":
-            _act_on(request, registry.get(device_id).client_id)
-            return redirect(request.path)
+            return redirect(_act_on(request, registry.get(device_id).client_id))
     except UnknownDeviceError:
         return error_page(request, 404)
     except PiAgentError as error:
@@ -108,7 +108,7 @@ def device(request: HttpRequest, device_id: str) -> HttpResponseBase:
         return error_page(request, 404)
     now, caller = int(time.time()), caller_of(request)
     described = registry.describe(found, now)
-    fitting = [action for action in ACTIONS.values() if found.status in action.sources]
+    fitting = [action for action in ACTIONS.values() if action.fits(found, now)]
     context = {
         "caller": caller,
         "device": show.row(described, now),
@@ -125,8 +125,8 @@ def device(request: HttpRequest, device_id: str) -> HttpResponseBase:
     return render(request, "device.html", context, status=400 if problem else 200)
 
 
-def _act_on(request: HttpRequest, client_id: str) -> None:
-    """An action, new tags or a new name, if nobody has changed the device since the page was made."""
+def _act_on(request: HttpRequest, client_id: str) -> str:
+    """An action, new tags or a new name, if nobody has changed the device since the page was made; the page to go on to."""
     now, actor, action = int(time.time()), caller_of(request).actor, request.POST.get("action", "")
     version = request.POST.get("version", "")[:64]
     if not version:
@@ -138,12 +138,16 @@ def _act_on(request: HttpRequest, client_id: str) -> None:
         present = set(registry.get(client_id).tag_names)
         if wanted != present:
             changes.tag(chosen, add=wanted - present, remove=present - wanted, reason=reason, actor=actor, now=now)
-        return
+        return request.path
     if action == "rename":
         changes.rename(chosen, request.POST.get("name", "").strip(), reason=reason, actor=actor, now=now)
-        return
+        return request.path
     _allowed(request, action)
-    changes.act(action, chosen, reason=reason, actor=actor, now=now)
+    done = changes.act(action, chosen, reason=reason, actor=actor, now=now)
+    if done.count and done.target == FORGOTTEN:
+        say(request, f"{done.changed[0].name} is forgotten")
+        return link()
+    return request.path
 
 
 @require_GET

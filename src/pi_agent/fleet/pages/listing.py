@@ -14,6 +14,7 @@ from django.views.decorators.http import require_GET, require_POST
 from pi_agent.catalogue import FIELDS, STATUSES, quote, size_text
 from pi_agent.errors import ConflictError, PiAgentError, QueryError
 from pi_agent.fleet import changes, paging, registry, settings, suggestions, views
+from pi_agent.fleet.actions import ACTIONS
 from pi_agent.fleet.models import View
 from pi_agent.fleet.output import COLUMNS
 from pi_agent.fleet.output import memory as memory_words
@@ -90,7 +91,7 @@ def _found(request: HttpRequest, kept: dict[str, str], sort: str, columns: tuple
         "rows": [row | {"cells": [show.cell(name, row, now) for name in columns]} for row in rows],
         "total": found.total,
         "meaning": found.meaning,
-        "actions": [action for action in changes.ACTIONS.values() if caller_of(request).may(action.role)],
+        "actions": [action for action in ACTIONS.values() if caller_of(request).may(action.role)],
         "tabs": [
             {"title": title, "count": count, "current": name == status, "link": link(**(kept | {"status": name}))}
             for name, title, count in tabs

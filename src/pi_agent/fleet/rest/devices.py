@@ -13,6 +13,7 @@ from pydantic import Field
 from pi_agent.catalogue import FIELDS, KINDS
 from pi_agent.fleet import changes, export, paging, pending, registry, suggestions, views
 from pi_agent.fleet.access import Caller
+from pi_agent.fleet.actions import ACTIONS, Action
 from pi_agent.fleet.changes import Change, Chosen
 from pi_agent.fleet.output import one_line
 from pi_agent.fleet.rest.common import Body, actor_of, needs, now
@@ -138,7 +139,7 @@ def suggest(request: HttpRequest, query: QueryText = "", cursor: int = 2000) -> 
     return {"schema": "pi-fleet.suggestions/1", "items": items}
 
 
-def _add_action(action: changes.Action) -> None:
+def _add_action(action: Action) -> None:
     name, title = action.name, f"{action.name.capitalize()} the devices of a query"
 
     @router.post(f"/devices/{name}", operation_id=f"{name}_devices", summary=title, **needs(action.role))
@@ -150,7 +151,7 @@ def _add_action(action: changes.Action) -> None:
         return _answer(chosen, changes.act(name, chosen, reason=reason, actor=actor_of(request), now=now()))
 
 
-for _action in changes.ACTIONS.values():  # before the route of one device, whose id would match an action's name
+for _action in ACTIONS.values():  # before the route of one device, whose id would match an action's name
     _add_action(_action)
 
 
@@ -193,7 +194,7 @@ def show_device(request: HttpRequest, device_id: str) -> dict[str, Any]:
     answer = {"schema": "pi-fleet.device/1", **registry.describe(device, now()), **shown, "events": events}
     request.etag = f"{changes.version(device)}.{_digest(answer)}"  # type: ignore[attr-defined]  # as above
     caller: Caller = request.auth  # type: ignore[attr-defined]  # ninja puts the caller there
-    return answer | {"version": changes.version(device), "next_steps": registry.next_steps(device, caller.role)}
+    return answer | {"version": changes.version(device), "next_steps": registry.next_steps(device, caller.role, now())}
 
 
 def _chosen(request: HttpRequest, body: ChangeRequest) -> Chosen:
