@@ -26,7 +26,7 @@ from pi_agent.device.probe import (
     read_bounded,
     read_facts,
 )
-from pi_agent.errors import BoardError, NotARaspberryPiError, UnreadableBoardError
+from pi_agent.errors import BoardError, NotARaspberryPiError, UnreadableBoardError, UsageError
 from pi_agent.facts import MAX_TEXT
 
 TEXT = "Hardware\t: BCM2835\nRevision\t: a01041\nSerial\t\t: 00000000c3a91e5f\n"
@@ -138,6 +138,14 @@ def test_hostile_bytes_have_one_of_three_outcomes(tmp_path: Path, raw: bytes) ->
 def test_at_most_one_megabyte_is_read(tmp_path: Path) -> None:
     """A-08: reading stops at 1 MiB however long the file is."""
     assert len(read_bounded(put(tmp_path, "long", b"x" * (3 << 20)))) == MAX_TEXT
+
+
+@pytest.mark.parametrize("name", ["nowhere", "cpuinfo"])
+def test_a_root_that_is_no_folder_is_said_to_be_none(tmp_path: Path, name: str) -> None:
+    """Not that this may be a Raspberry Pi whose files cannot be read."""
+    put(tmp_path, "cpuinfo", TEXT)
+    with pytest.raises(UsageError, match=f"^no such folder: .*/{name}$"):
+        probe(str(tmp_path / name))
 
 
 def test_a_recorded_tree_cannot_lead_out(tmp_path: Path) -> None:

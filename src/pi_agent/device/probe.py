@@ -21,6 +21,7 @@ from fcntl import ioctl
 from pathlib import Path
 
 from pi_agent.board import Board, identify, needs_mailbox
+from pi_agent.errors import UsageError
 from pi_agent.evidence import ABSENT, PERMISSION
 from pi_agent.facts import CPUINFO, MAILBOX, MAX_TEXT, TREE_PROPERTIES, TREES, Facts, clean
 
@@ -36,9 +37,17 @@ def probe(root: str = "/", cpuinfo: str | None = None) -> Board:
     """The board that this machine, or the tree recorded under ``root``, is.
 
     ``cpuinfo`` is a file to read in place of ``ROOT/proc/cpuinfo``; without a ``root`` of its own it speaks for
-    itself, and nothing of this machine is mixed in. Raises ``NotARaspberryPiError`` or ``UnreadableBoardError``.
+    itself, and nothing of this machine is mixed in. Raises ``NotARaspberryPiError`` or ``UnreadableBoardError``, and
+    ``UsageError`` when there is no ``root``.
     """
+    check_root(root)
     return identify(read_facts(root, cpuinfo))
+
+
+def check_root(root: str) -> None:
+    """Raise UsageError unless ``root`` is a folder."""
+    if not os.path.isdir(root):  # noqa: PTH112 - Path.is_dir() raises for a folder that may not be entered
+        raise UsageError(f"no such folder: {clean(root, 256)}", hint="--root takes a folder that board --record wrote")
 
 
 def read_facts(root: str = "/", cpuinfo: str | None = None, *, limit: float = LIMIT_SECONDS) -> Facts:

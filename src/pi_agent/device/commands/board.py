@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from pi_agent.board import Board, board_from_revision, identify
-from pi_agent.device.probe import probe, read_facts
+from pi_agent.device.probe import check_root, probe, read_facts
 from pi_agent.device.record import record
 from pi_agent.errors import BoardError, NotARaspberryPiError, PiAgentError, UsageError
 from pi_agent.evidence import ABSENT
@@ -77,9 +77,9 @@ def _find(args: argparse.Namespace) -> Board:
         if args.cpuinfo or args.record or root:
             raise UsageError("--revision decodes a code alone", hint="leave out --cpuinfo, --root and --record")
         return board_from_revision(_decode(args.revision), COMMAND_LINE)
-    if root and not os.path.isdir(root):  # noqa: PTH112 - Path.is_dir() raises for a folder that may not be entered
-        raise UsageError(f"no such folder: {clean(root, 256)}", hint="--root takes the folder that --record wrote")
-    facts = read_facts(root or os.environ.get("PI_AGENT_ROOT") or "/", args.cpuinfo)
+    root = root or os.environ.get("PI_AGENT_ROOT") or "/"
+    check_root(root)
+    facts = read_facts(root, args.cpuinfo)
     if args.cpuinfo and facts.failures.get(facts.cpuinfo_origin) == ABSENT:
         raise UsageError(f"no such file: {facts.cpuinfo_origin}", hint="--cpuinfo takes a copy of /proc/cpuinfo")
     if args.record:
