@@ -39,6 +39,8 @@ NAMES: list[tuple[str, Callable[[Town], str]]] = [
         lambda town: f"--data {town.home}/another serve --bind 127.0.0.1:0",
     ),
     (r"pi-agent board(?= --record|$)", lambda town: f"pi-agent board --root {town.home}/kitchen/root"),
+    (r"\$PWD/fixtures", lambda town: f"{PROJECT}/fixtures"),
+    (r"http://127\.0\.0\.1:8080", lambda town: town.issuer),
     (r"--root my-board", lambda town: f"--root {PROJECT}/fixtures/trees/pi-3b-debian-12-emulated"),
     (r"XN1Z-P14Z", Town.code),
     (r"pfo_1a2b3c4d", Town.operator_token_id),
@@ -63,13 +65,14 @@ NOT_HERE = {
 }
 # Exit statuses other than 0. Nothing found is an answer, too.
 CODES = [
-    (r"sudo pi-agent setup http\S+($| --name)", (0, 4)),
+    (r"pi-agent setup http\S+($| --name| --loopback-http)", (0, 4)),
     (r"pi-fleet serve| --watch\b", (130,)),
     (r"pi-fleet (devices|quarantine|audit)", (0, 3)),
 ]
 # What needs neither our fleet nor the agent, so that nobody has to wait for their start.
 ALONE = r"(sudo )?(pi-agent (board|config|setup \S+ --preset)|openssl(?! pkey)) |pi-fleet completion "
-ENDLESS = {r"pi-fleet .*\bserve\b": "listening on", r" --watch\b": "porch"}  # ended by Ctrl-C when they have said this
+# Ended by Ctrl-C when they have said this.
+ENDLESS = {r"pi-fleet .*\bserve\b": "listening on", r" --watch\b": "porch", r"pi-agent run$": "token ok"}
 PROMPTS = [(r"type (\w+) to ", r"\1\n"), (r"type yes: ", "yes\n"), (r"reason: $", "it is what the document says\n")]
 
 
