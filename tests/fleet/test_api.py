@@ -7,6 +7,7 @@ import os
 from typing import Any
 
 import pytest
+from ninja import NinjaAPI
 
 from fleet.conftest import approve
 from fleet.support import BOARD, ME, Pi, Reply, ask, exchange, register, rest
@@ -357,3 +358,11 @@ def test_a_body_that_is_too_large_is_a_problem_too(app: Application, path: str) 
 def test_m08_a_nul_is_refused_before_the_database_is(app: Application, path: str) -> None:
     """PostgreSQL takes none in a text: found by asking for every operation there, where it was a 503."""
     assert problem(get(app, path), 400)
+
+
+def test_the_description_is_made_once(app: Application, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A stranger may ask for it as often as for anything else, and keeps nobody waiting."""
+    first = exchange(app, "GET", "/api/v1/openapi.json", b"", {"host": "fleet.test"})
+    monkeypatch.setattr(NinjaAPI, "get_openapi_schema", None)
+    again = exchange(app, "GET", "/api/v1/openapi.json", b"", {"host": "fleet.test"})
+    assert (first.status, again.body) == (200, first.body)

@@ -45,10 +45,17 @@ OF_DEVICES = ("ChangeRequest", "TagRequest", "RenameRequest")  # bodies of chang
 class Interface(NinjaAPI):
     """An API that describes its refusals and headers, and calls each operation by the name of its function."""
 
+    made: OpenAPISchema | None = None
+
     def get_openapi_operation_id(self, operation: Operation) -> str:
         return operation.view_func.__name__
 
     def get_openapi_schema(self, **options: Any) -> OpenAPISchema:
+        """Made once, since anybody may ask for it, and to make it takes longer than most answers."""
+        self.made = self.made or self._make(**options)
+        return self.made
+
+    def _make(self, **options: Any) -> OpenAPISchema:
         document = super().get_openapi_schema(**options)
         document["components"]["schemas"]["Problem"] = PROBLEM
         for methods in document["paths"].values():
