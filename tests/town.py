@@ -137,7 +137,7 @@ class Town:
         return words.code(identity.load(self.home / "porch/state").kid)
 
     def operator_token(self) -> str:
-        return self.run("pi-fleet", "token", "make", "ann", "--role", "reader", "--ttl", "1d").strip()
+        return self.run("pi-fleet", "token", "make", "ann", "--role", "approver", "--ttl", "1d").strip()
 
     def operator_token_id(self) -> str:
         self.operator_token()

@@ -285,4 +285,9 @@ def test_the_first_lines(server: LiveFleet, pi: Pi, token: str, capsys: pytest.C
     with pytest.raises(InsufficientScopeError):
         program("print(token.device", server, header=header)
     program("print(token.device", server, ("write", "device"), header=header)
-    assert capsys.readouterr().out.startswith(f"{pi.client_id} {pi.board['serial'] if pi.board else ''}")
+    said = capsys.readouterr().out
+    assert said.startswith(f"{pi.client_id} ") and pi.board and pi.board["serial"] in said
+    boardless = server.enroll(board=None)
+    bearer = f"Bearer {server.ask(boardless.form()).json['access_token']}"
+    program("print(token.device", server, ("write", "device"), header=bearer)
+    assert capsys.readouterr().out == f"{boardless.client_id} {frozenset({'device'})}\n"
