@@ -6,6 +6,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from unittest.mock import Mock
 
 import jwt
 import pytest
@@ -17,8 +18,9 @@ from pi_agent.errors import ConfigError, ConflictError, KeyFileError, UsageError
 from pi_agent.fleet import resource, signing
 from pi_agent.fleet import settings as fleet_settings
 from pi_agent.fleet.asgi import Application
+from pi_agent.fleet.housekeeper import Housekeeper, attempt
 from pi_agent.fleet.introspection import read_token
-from pi_agent.fleet.models import SharedSecret, SigningKey
+from pi_agent.fleet.models import AuditEvent, SharedSecret, SigningKey, UsedAssertion
 from pi_agent.fleet.options import MAX_LIFETIME
 from pi_agent.fleet.signing import JWKS_SECONDS, KEEP_SECONDS, PUBLISH_SECONDS
 
@@ -149,6 +151,20 @@ def test_keys_are_sealed_with_a_secret_from_outside(keys: None) -> None:
     with pytest.raises(KeyFileError, match="another secret"):
         signing.load_ring(replace(SETTINGS, key_secret="x" * 20), now=NOW)
     assert SigningKey.objects.count() == 1
+
+
+def test_the_housekeeper_goes_by_a_steady_clock_alone(app: Application, keys: None) -> None:
+    """Keys that are old are replaced, with an audit line, and what is over is forgotten; not by a clock that was just set."""
+    app.reload()
+    SigningKey.objects.update(created_at=1)
+    UsedAssertion.objects.create(issuer="pi-1", jti="a-jti-of-long-ago", expires_at=1)
+    keeper = Housekeeper(app)
+    for steady, made, left in ((False, 1, 1), (True, 2, 0)):
+        keeper.clock = Mock(**{"is_steady.return_value": steady})
+        for chore in keeper.chores:
+            attempt(chore)
+        assert (SigningKey.objects.count(), UsedAssertion.objects.count()) == (made, left)
+    assert AuditEvent.objects.filter(action="signing-key.rotate").count() == 1
 
 
 @pytest.mark.parametrize(
