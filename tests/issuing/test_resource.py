@@ -178,6 +178,21 @@ def test_without_keys_the_trouble_is_not_the_tokens() -> None:
         Verifier(ISSUER, fetch=Counted(None)).verify(token(), audience=AUDIENCE, now=NOW)
 
 
+def test_c09_a_new_key_while_the_fleet_is_down_is_not_the_tokens_fault() -> None:
+    """The keys were rotated and cannot be asked for: 503, as long as nobody knows that there is no such key."""
+    fetch = Counted(jwks(KEY))
+    verifier = Verifier(ISSUER, fetch=fetch)
+    verifier.verify(token(), audience=AUDIENCE, now=NOW)
+    fetch.answer = None
+    for later in (REFETCH_SECONDS, REFETCH_SECONDS + 1):
+        with pytest.raises(TransportError, match="cannot be had: down"):
+            verifier.verify(token(OTHER), audience=AUDIENCE, now=NOW + later)
+    verifier.verify(token(), audience=AUDIENCE, now=NOW + REFETCH_SECONDS + 1)
+    fetch.answer = jwks(KEY)
+    with pytest.raises(InvalidTokenError, match="does not publish"):
+        verifier.verify(token(OTHER), audience=AUDIENCE, now=NOW + 2 * REFETCH_SECONDS + 1)
+
+
 def test_c07_other_kinds_of_keys_are_left_out() -> None:
     """Ed25519, private members, symmetric keys, no kid, no object."""
     good = public_key(KEY.public_key())

@@ -158,10 +158,12 @@ class Verifier:
             age = now - self.fetched
             if (not 0 <= age <= MAX_AGE or not known) and not 0 <= now - self.tried < REFETCH_SECONDS:
                 self._refresh(now)
-            if now - self.fetched > STALE_SECONDS:
+            if not isinstance(kid, str):
+                raise InvalidTokenError("it names no key", claim="kid")
+            if now - self.fetched > STALE_SECONDS or (self.trouble and kid not in self.keys):  # it may be a new one
                 message = f"the keys of {self.issuer} cannot be had: {self.trouble}"
                 raise TransportError(message, reason="keys", retry_after=REFETCH_SECONDS)
-            if not isinstance(kid, str) or kid not in self.keys:
+            if kid not in self.keys:
                 raise InvalidTokenError("it was signed with a key that the issuer does not publish", claim="kid")
             return self.keys[kid]
 
@@ -169,7 +171,7 @@ class Verifier:
         self.tried = now
         try:
             self.keys = read_jwks(self.fetch(self.issuer + JWKS_PATH))
-            self.fetched = now
+            self.fetched, self.trouble = now, ""
         except (TransportError, MalformedTokenError) as error:
             self.trouble = str(error)  # the keys that are there are used on
             left = max(0, STALE_SECONDS - (now - self.fetched)) / 3600
