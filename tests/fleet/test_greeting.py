@@ -166,6 +166,24 @@ def test_the_folder_remembers_its_server(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    ("url", "said"),
+    [
+        ("postgresql://me:se%cret@127.0.0.1:1/x", "in a password, % is written %25"),
+        ("postgresql://me:se/cret@127.0.0.1:1/x", "in the password, / is written %2F"),
+        ("postgresql://me:se/cret?cret@127.0.0.1:1/x", "in the password, / is written %2F"),
+        ("postgresql://me:cret@127.0.0.1:1/x?a%00=cret", "database_url cannot be read"),
+        ("postgresql://me:cret@[::1/x", "database_url must be postgresql://USER@HOST/NAME"),
+    ],
+)
+def test_a_password_that_is_not_written_as_in_a_url_is_not_shown(tmp_path: Path, url: str, said: str) -> None:
+    """A percent or a slash in it makes another URL of it: how to write it is said, and nothing of it, nor a traceback."""
+    pytest.importorskip("psycopg_pool")
+    done = run("--data", str(tmp_path / "data"), "serve", "--bind", "127.0.0.1:0", "--database", url)
+    assert (done.returncode, said in done.stderr) == (2, True), done.stderr
+    assert "cret" not in done.stderr and "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(
     ("words", "shown"),
     [
         (["pi-fleet", "doctor"], "pi-fleet --data /d doctor"),

@@ -66,11 +66,17 @@ def database_settings(settings: Settings) -> dict[str, Any]:
 def _postgres(settings: Settings) -> dict[str, Any]:
     try:
         import psycopg_pool  # noqa: F401  # Django would only miss it at the first request
+        from psycopg import ProgrammingError
         from psycopg.conninfo import conninfo_to_dict
     except ModuleNotFoundError as error:
         raise ConfigError("PostgreSQL needs psycopg, which is not installed", hint=POSTGRES_EXTRA) from error
     logging.getLogger("psycopg.pool").setLevel(logging.ERROR)  # who waits for a connection is told, and tells
-    found = conninfo_to_dict(settings.database_url)
+    try:
+        found = conninfo_to_dict(settings.database_url)
+    except ProgrammingError as error:
+        why = str(error).partition(":")[0]  # behind it stands a value, which can be the password
+        hint = "in a password, % is written %25, and @ is %40; the parameters are libpq's"
+        raise ConfigError(f"database_url cannot be read: {why}", key="database_url", hint=hint) from None
     known = {name: found.pop(key, "") for name, key in DJANGO_NAMES.items()}
     limits = {
         "statement_timeout": STATEMENT_MS,

@@ -56,9 +56,16 @@ def _may_stand(netloc: str) -> bool:
 
 
 def database(value: Any) -> str:
-    parts = urlsplit(text(value))
+    wanted = ValueError("postgresql://USER@HOST/NAME")
+    try:
+        parts = urlsplit(text(value))
+    except ValueError:  # brackets around what is no address
+        raise wanted from None
     if parts.scheme not in ("postgresql", "postgres") or len(parts.path) < 2:
-        raise ValueError("postgresql://USER@HOST/NAME")
+        raise wanted
+    before, at, _ = parts.query.partition("@")
+    if "@" in parts.path or (at and "=" not in before):  # the host would begin in the password, and be shown
+        raise ValueError("postgresql://USER:PASSWORD@HOST/NAME; in the password, / is written %2F and ? is %3F")
     return value  # type: ignore[no-any-return]  # text saw a str
 
 
