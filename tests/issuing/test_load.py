@@ -17,7 +17,7 @@ import pytest
 from django.db import connection
 
 from fleet.live import CLEAN, COMMAND, LiveFleet
-from fleet.support import FORM, Pi, Reply, ask
+from fleet.support import FORM, Pi, Reply, ask, exchange
 from issuing.conftest import start
 from pi_agent.assertion import MAX_LIFETIME, SKEW
 from pi_agent.fleet import clerk, housekeeper, ledger, limits, webhooks
@@ -68,6 +68,19 @@ def test_rs05_who_is_let_in_is_served_and_the_rest_come_later(server: LiveFleet)
     assert {(reply.status, reply.json["error"]) for reply in refused} == {(503, "temporarily_unavailable")}
     waits = {int(reply.headers["retry-after"]) for reply in refused}
     assert waits <= set(RETRY_SPREAD) and len(waits) > 3
+
+
+def test_rs05_the_other_endpoints_have_a_line_of_their_own(app: Application, pi: Pi) -> None:
+    """When it is full, the next one is sent away with Retry-After, and tokens are issued all the same."""
+    app.waiting = clerk.MAX_WAITING
+    try:
+        reply = exchange(app, "POST", "/oauth/introspect", b"token=x", {"content-type": FORM})
+        assert (reply.status, reply.json["error"]) == (503, "temporarily_unavailable")
+        assert int(reply.headers["retry-after"]) in RETRY_SPREAD
+        assert ask(app, pi.form()).status == 200
+    finally:
+        app.waiting = 0
+    assert exchange(app, "POST", "/oauth/introspect", b"token=x", {"content-type": FORM}).status == 401
 
 
 def waiting(server: LiveFleet) -> int:

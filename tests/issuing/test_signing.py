@@ -18,7 +18,7 @@ from pi_agent.errors import ConfigError, ConflictError, KeyFileError, UsageError
 from pi_agent.fleet import resource, signing
 from pi_agent.fleet import settings as fleet_settings
 from pi_agent.fleet.asgi import Application
-from pi_agent.fleet.housekeeper import Housekeeper, attempt
+from pi_agent.fleet.housekeeper import Housekeeper, attempt, checkpoint
 from pi_agent.fleet.introspection import read_token
 from pi_agent.fleet.models import AuditEvent, SharedSecret, SigningKey, UsedAssertion
 from pi_agent.fleet.options import MAX_LIFETIME
@@ -165,6 +165,7 @@ def test_the_housekeeper_goes_by_a_steady_clock_alone(app: Application, keys: No
             attempt(chore)
         assert (SigningKey.objects.count(), UsedAssertion.objects.count()) == (made, left)
     assert AuditEvent.objects.filter(action="signing-key.rotate").count() == 1
+    assert checkpoint in [chore.work for chore in keeper.chores]  # without it SQLite's log only grows
 
 
 @pytest.mark.parametrize(
