@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 from django.urls import URLPattern
 
+from fleet.browser import Browser
 from fleet.support import Pi, Reply, exchange, register, rest
 from pi_agent.errors import UsageError
 from pi_agent.fleet import access
@@ -269,6 +270,26 @@ def test_too_many_strangers_wait(app: Application, monkeypatch: pytest.MonkeyPat
     assert statuses == [401] * 5 + [429] * 3
     assert int(call(app, "GET", "/api/v1/devices", "pfo_guess").headers["retry-after"]) <= 60
     assert call(app, "GET", "/api/v1/devices", token("reader")).status == 200
+
+
+def test_strangers_from_one_network_wait_together(app: Application, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One host may use any address of an IPv6 /64, and each refused sign-in would be another line in the log."""
+    from pi_agent.fleet.pages import session
+    from pi_agent.fleet.rates import Rate
+    from pi_agent.fleet.rest import common
+
+    monkeypatch.setattr(common, "STRANGERS", Rate(limit=5, seconds=60))
+    monkeypatch.setattr(session, "TRIES", Rate(limit=5, seconds=60))
+    headers, neighbours = {"host": "fleet.test"}, [(f"2001:db8::{number}", 40000) for number in range(8)]
+    statuses = [exchange(app, "GET", "/api/v1/devices", b"", headers, each).status for each in neighbours]
+    assert statuses == [401] * 5 + [429] * 3
+    assert exchange(app, "GET", "/api/v1/devices", b"", headers, ("2001:db8:0:1::1", 40000)).status == 401
+    browser = Browser(app)
+    browser.get("/sign-in")
+    statuses = []
+    for browser.client in neighbours:
+        statuses.append(browser.post("/sign-in", code="guess").status)
+    assert statuses == [400] * 5 + [429] * 3
 
 
 def test_a_caller_sees_what_is_left(app: Application, monkeypatch: pytest.MonkeyPatch) -> None:

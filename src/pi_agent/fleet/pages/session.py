@@ -19,6 +19,7 @@ from django.views.decorators.http import require_POST
 
 from pi_agent.fleet import access, audit, database
 from pi_agent.fleet.audit import Actor, Event
+from pi_agent.fleet.limits import neighbourhood
 from pi_agent.fleet.rates import Rate
 from pi_agent.fleet.signin import LINK_SECONDS, spend_link
 from pi_agent.fleet.sources import source_of
@@ -39,7 +40,7 @@ def sign_in(request: HttpRequest, token: str = "") -> HttpResponse:
         return _ask(request, token)
     onward = _inside(request.POST.get("next", ""))
     now, source = int(time.time()), source_of(request.scope)  # type: ignore[attr-defined]  # an ASGIRequest has a scope
-    state = TRIES.count(source, time.monotonic())
+    state = TRIES.count(neighbourhood(source), time.monotonic())
     if state.wait:
         words = f"Too many tries. Wait {state.wait} seconds."
         return render(request, "sign_in.html", {"problem": words, "next": onward}, status=429)

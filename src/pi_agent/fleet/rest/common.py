@@ -30,6 +30,7 @@ from pi_agent.errors import UsageError
 from pi_agent.fleet import access, audit
 from pi_agent.fleet.access import Caller, ForbiddenError
 from pi_agent.fleet.audit import Actor, Event
+from pi_agent.fleet.limits import neighbourhood
 from pi_agent.fleet.models import RememberedAnswer
 from pi_agent.fleet.rates import Rate
 from pi_agent.fleet.rest.problems import problem
@@ -84,7 +85,7 @@ class Needs(AuthBase):
         source = source_of(request.scope)  # type: ignore[attr-defined]  # an ASGIRequest has a scope
         caller = access.caller_of(request, now())
         if caller is None:
-            _count(request, STRANGERS, f"stranger {source}")
+            _count(request, STRANGERS, f"stranger {neighbourhood(source)}")
             return None
         if current().rate_limit:
             _count(request, CALLS, f"{caller.name} {source}")
