@@ -113,6 +113,19 @@ def test_d14_a_restore_tells_what_it_would_forget(tmp_path: Path) -> None:
         server.stop()
 
 
+def test_rs14_a_newer_backup_is_refused_before_anything_is_replaced(tmp_path: Path) -> None:
+    """The fleet is there as before: its server was only stopped to restore, and starts again."""
+    data, target = tmp_path / "data", tmp_path / "backup.db"
+    assert run("--data", str(data), "simulate", "3").returncode == 0
+    assert run("--data", str(data), "backup", str(target)).returncode == 0
+    with closing(sqlite3.connect(target)) as opened, opened:
+        opened.execute("INSERT INTO django_migrations (app, name, applied) VALUES ('fleet', '9999_later', 0)")
+    done = run("--data", str(data), "restore", str(target))
+    assert (done.returncode, "newer pi-fleet (9999_later)" in done.stderr) == (2, True), done.stderr
+    assert not [path.name for path in data.iterdir() if path.name.startswith(".") or "restore" in path.name]
+    assert run("--data", str(data), "devices", "-o", "name").stdout.count("\n") == 3
+
+
 def test_d14_a_restore_trusts_nobody_who_was_forgotten(tmp_path: Path) -> None:
     """Revoked and forgotten since the backup, which holds it as approved: named, and revoked on demand."""
     data, target = tmp_path / "data", tmp_path / "backup.db"

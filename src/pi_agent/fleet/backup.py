@@ -177,7 +177,7 @@ _USED = "SELECT count(*) FROM main.fleet_usedassertion WHERE expires_at > ? - 60
 
 
 def restore(database: Path, copy: Path, *, keep: Losses | None) -> Path | None:
-    """Put a backup in the place of the database, which is kept beside it. No server may run.
+    """Put a backup in the place of the database, which is kept beside it. No server may run, and Django is set up.
 
     ``keep`` is carried over into what is restored. Answers where the database from before is now.
     """
@@ -190,7 +190,9 @@ def restore(database: Path, copy: Path, *, keep: Losses | None) -> Path | None:
 
 @contextmanager
 def draft(database: Path, copy: Path, *, keep: Losses | None) -> Iterator[Path]:
-    """What is to be restored: the backup, less its sessions, and with what was used up in ``database`` since, and ``keep``."""
+    """What is to be restored: the backup in this version's form, less its sessions, and with what was used up in
+    ``database`` since, and ``keep``.
+    """
     made = database.with_name(f".{database.name}-{secrets.token_hex(8)}")
     try:
         os.close(os.open(made, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600))
@@ -202,12 +204,31 @@ def draft(database: Path, copy: Path, *, keep: Losses | None) -> Iterator[Path]:
         if database.exists():
             with closing(sqlite3.connect(made, isolation_level=None, uri=True)) as target:
                 _carry_over(target, database, keep or Losses())
+        _bring_up(made)
         folder.sync_file(made)
         yield made
     except (OSError, sqlite3.Error) as error:
         raise ConfigError(f"cannot restore {copy}: {_reason(error)}", path=str(database)) from error
     finally:
         made.unlink(missing_ok=True)
+
+
+def _bring_up(made: Path) -> None:
+    """Bring a draft to the tables of this version. Raises ConfigError when a newer one has been there, and BackupError."""
+    from django.db import Error, connections  # all else here works without Django
+
+    from pi_agent.fleet.database import reason, refuse_newer
+    from pi_agent.fleet.executor import Executor
+
+    sqlite = {"ENGINE": "django.db.backends.sqlite3", "NAME": made, "CONN_HEALTH_CHECKS": False, "OPTIONS": {}}
+    connections.settings["draft"] = connections.settings["default"] | sqlite
+    try:
+        refuse_newer("the backup", connections["draft"])
+        Executor(connections["draft"]).migrate_all()
+    except Error as error:
+        raise BackupError(f"the backup cannot be brought to this version: {reason(error)}") from error
+    finally:
+        connections["draft"].close()
 
 
 def set_aside(database: Path) -> Path | None:

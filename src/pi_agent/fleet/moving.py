@@ -15,12 +15,11 @@ from pathlib import Path
 
 from django.apps import apps
 from django.core.management.color import no_style
-from django.db import DataError, Error, IntegrityError, connection, connections, models, transaction
+from django.db import DataError, Error, IntegrityError, connection, models, transaction
 
 from pi_agent.errors import ConflictError, TransportError
 from pi_agent.fleet import database
 from pi_agent.fleet.backup import BackupError
-from pi_agent.fleet.executor import Executor
 from pi_agent.fleet.models import AuditEvent, Device, SharedSecret, SignInLink
 from pi_agent.fleet.settings import Settings
 
@@ -56,11 +55,10 @@ def empty_database(settings: Settings) -> Iterator[None]:
 
 
 def fill(draft: Path, *, copied: Callable[[int, int], object]) -> None:
-    """All rows of ``draft``, a SQLite database that is brought to this version first. Raises BackupError or ConfigError.
+    """All rows of ``draft``, a SQLite database of this version. Raises BackupError.
 
     ``copied(rows, total)`` hears how far it has come; what it raises ends the work.
     """
-    _migrate(draft)
     with closing(sqlite3.connect(draft)) as source:
         total = sum(source.execute(f"SELECT count(*) FROM {_table(model)}").fetchone()[0] for model in _models())  # noqa: S608  # names of our own
         for model in _models():
@@ -93,23 +91,6 @@ def _where(error: Error) -> str:
     """The line and the column, without the value, as PostgreSQL says it of what it has read; nothing of what the driver refused."""
     said = getattr(getattr(error.__cause__, "diag", None), "context", None) or ""
     return str(said).partition(": ")[0].partition("\n")[0]
-
-
-def _migrate(draft: Path) -> None:
-    """Bring the draft to the tables of this version, which those of PostgreSQL are."""
-    connections.settings["draft"] = connections.settings["default"] | {
-        "ENGINE": "django.db.backends.sqlite3",
-        "NAME": draft,
-        "CONN_HEALTH_CHECKS": False,
-        "OPTIONS": {},
-    }
-    try:
-        database.refuse_newer("the backup", connections["draft"])
-        Executor(connections["draft"]).migrate_all()
-    except Error as error:
-        raise BackupError(f"the backup cannot be brought to this version: {database.reason(error)}") from error
-    finally:
-        connections["draft"].close()
 
 
 def _refuse_servers(settings: Settings) -> None:

@@ -120,9 +120,8 @@ def restore(arguments: argparse.Namespace) -> int:
 
 
 def _replace(settings: Settings, arguments: argparse.Namespace, keep: Losses | None, now: int) -> Path | None:
-    before = backups.restore(settings.database, arguments.file, keep=keep)
     _opened(settings)
-    fleet_settings.migrate()
+    before = backups.restore(settings.database, arguments.file, keep=keep)
     _record(arguments, now)
     return before
 
