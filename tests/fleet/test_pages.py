@@ -60,6 +60,16 @@ def test_a_preview_does_not_burn_a_link(app: Application) -> None:
     assert AuditEvent.objects.filter(action="operator.sign-in", actor="alice").count() == 1
 
 
+def test_d05_a_link_of_somebody_who_was_removed_opens_nothing(app: Application) -> None:
+    """Neither at once nor when there is somebody of that name again, who may have another role."""
+    link(app, "carol")  # else alice would be the last admin
+    path, me = link(app), Actor("me", "test")
+    access.set_role("alice", None, actor=me, now=1)
+    assert take(Browser(app), path).status == 400
+    access.set_role("alice", "admin", actor=me, now=2)
+    assert take(Browser(app), path).status == 400
+
+
 def test_a_link_is_good_for_minutes(app: Application) -> None:
     """An expired link opens nothing, and a wrong one says the same (requirement D-06)."""
     path = link(app)

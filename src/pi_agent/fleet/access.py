@@ -20,7 +20,7 @@ from django.http import HttpRequest
 from pi_agent.errors import PiAgentError, UsageError
 from pi_agent.fleet import audit, database, folder
 from pi_agent.fleet.audit import Actor, Event
-from pi_agent.fleet.models import Operator, OperatorToken, secret_hash
+from pi_agent.fleet.models import Operator, OperatorToken, SignInLink, secret_hash
 from pi_agent.fleet.settings import current
 from pi_agent.fleet.sources import source_of
 
@@ -127,6 +127,7 @@ def set_role(name: str, role: str | None, *, actor: Actor, now: int) -> None:
         if role is None:
             Operator.objects.filter(name=name).delete()
             User.objects.filter(username=name).delete()  # and the sessions, also should there be one of that name again
+            SignInLink.objects.filter(operator=name).delete()  # that nobody has opened yet
         else:
             ensure_operator(name, role, by=actor.name, now=now)
             Operator.objects.filter(name=name).update(role=role)
