@@ -92,9 +92,9 @@ def backup(
             copy.execute("PRAGMA journal_mode=DELETE")
         found = check(draft)
         copied(0, 0)
-        folder.sync_file(draft)
+        folder.sync(draft)
         target.hardlink_to(draft)  # unlike a rename it never replaces a file
-        folder.sync_folder(target.parent)
+        folder.sync(target.parent)
     except (OSError, sqlite3.Error) as error:
         raise ConfigError(f"cannot write the backup {target}: {_reason(error)}", path=str(target)) from error
     finally:
@@ -184,7 +184,7 @@ def restore(database: Path, copy: Path, *, keep: Losses | None) -> Path | None:
     with draft(database, copy, keep=keep) as made:
         before = set_aside(database)
         made.replace(database)
-        folder.sync_folder(database.parent)
+        folder.sync(database.parent)
     return before
 
 
@@ -205,7 +205,7 @@ def draft(database: Path, copy: Path, *, keep: Losses | None) -> Iterator[Path]:
             with closing(sqlite3.connect(made, isolation_level=None, uri=True)) as target:
                 _carry_over(target, database, keep or Losses())
         _bring_up(made)
-        folder.sync_file(made)
+        folder.sync(made)
         yield made
     except (OSError, sqlite3.Error) as error:
         raise ConfigError(f"cannot restore {copy}: {_reason(error)}", path=str(database)) from error
@@ -239,7 +239,7 @@ def set_aside(database: Path) -> Path | None:
     try:
         _close_log(database)
         database.replace(before)
-        folder.sync_folder(database.parent)
+        folder.sync(database.parent)
     except (OSError, sqlite3.Error) as error:
         raise ConfigError(f"cannot rename {database} to {before.name}: {_reason(error)}", path=str(database)) from error
     return before
