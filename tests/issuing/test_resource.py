@@ -7,6 +7,7 @@ import json
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Any
 
@@ -52,6 +53,7 @@ def token(key: Any = KEY, header: dict[str, Any] | None = None, **changes: Any) 
     }
     members = {name: value for name, value in (claims | changes).items() if value is not None}
     head = {"alg": "ES256", "typ": "at+jwt", "kid": public_key(key.public_key()).kid} | (header or {})
+    head = {name: value for name, value in head.items() if value is not None}
     return jws.serialize(head, members, sign=jws.signer(key, "ES256"))
 
 
@@ -83,7 +85,8 @@ def test_a_good_token_is_believed() -> None:
 REFUSED: dict[str, Callable[[], str]] = {
     "assertion": lambda: token(header={"typ": "pi-device-grant+jwt"}),
     "id token": lambda: token(header={"typ": "JWT"}),
-    "no typ": lambda: token(header={"typ": ""}),
+    "no typ": lambda: token(header={"typ": None}),
+    "empty typ": lambda: token(header={"typ": ""}),
     "typ is a number": lambda: token(header={"typ": 5}),
     "other issuer": lambda: token(iss="https://evil.test"),
     "issuer prefix": lambda: token(iss=ISSUER + ".evil"),
@@ -135,6 +138,25 @@ def test_c08_unknown_kids_fetch_once_a_minute() -> None:
         verifier.verify(token(header={"kid": "x"}), audience=AUDIENCE, now=NOW + REFETCH_SECONDS)
     assert fetch.count == 2
     verifier.verify(token(), audience=AUDIENCE, now=NOW)
+
+
+def test_c08_the_first_ones_wait_for_one_fetch() -> None:
+    """A service that has just started, and is asked by many at once, fetches once, and turns nobody away."""
+    asked: list[str] = []
+    answer = threading.Event()
+
+    def fetch(url: str) -> bytes:
+        asked.append(url)
+        answer.wait(10)
+        return jwks(KEY)
+
+    verifier, text = Verifier(ISSUER, fetch=fetch), token()
+    with ThreadPoolExecutor(4) as pool:
+        found = [pool.submit(verifier.verify, text, audience=AUDIENCE, now=NOW) for _ in range(4)]
+        time.sleep(0.2)  # so that all of them have come
+        answer.set()
+        assert [each.result().device for each in found] == ["pi-1"] * 4
+    assert len(asked) == 1
 
 
 def test_c08_a_new_key_is_found_when_it_is_needed() -> None:
