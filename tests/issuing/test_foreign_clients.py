@@ -39,7 +39,7 @@ def added(server: LiveFleet, key: Any, folder: Path) -> str:
     """The id of a device that was added by its public key."""
     path = folder / "key.jwk"
     path.write_text(json.dumps(public_key(key.public_key()).jwk))
-    done = server.cli("device", "add", "--key", str(path), "--approve")
+    done = server.cli("device", "add", "--jwk", str(path), "--approve")
     assert done.returncode == 0, done.stderr
     return done.stdout.strip()
 

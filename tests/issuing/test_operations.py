@@ -210,7 +210,7 @@ def test_a_script_prepares_a_server_without_the_page(tmp_path: Path) -> None:
     pi, data = Pi(board=None), tmp_path / "data"
     jwk = tmp_path / "key.jwk"
     jwk.write_text(json.dumps(public_key(pi.key.public_key()).jwk))
-    words = ("device", "add", "--key", str(jwk), "--serial", "C0FFEE01", "--revision", "a01041", "--approve", "--json")
+    words = ("device", "add", "--jwk", str(jwk), "--serial", "C0FFEE01", "--revision", "a01041", "--approve", "--json")
     made = json.loads(run("--data", str(data), *words).stdout)
     assert (made["status"], made["kid"]) == ("approved", pi.public.kid)
     assert json.loads(run("--data", str(data), *words).stdout)["id"] == made["id"]

@@ -29,9 +29,8 @@ def add_commands(commands: Any) -> None:
     _add_servers(group(commands, "resource-server", "services that devices call, and that may ask about tokens"))
     _add_rules(group(commands, "rule", "which devices may have which scopes, and at whom"))
     parser = command(commands, "device-add", "add a device by its public key, without the device", device_add)
-    parser.add_argument(
-        "--key", type=Path, required=True, metavar="FILE", help="its public key, PEM or JWK; - is stdin"
-    )
+    what = "its public key, PEM or JWK; - is stdin"
+    parser.add_argument("--key", "--jwk", dest="key", type=Path, required=True, metavar="FILE", help=what)
     parser.add_argument("--name", default="", metavar="NAME", help="what to call it")
     parser.add_argument("--serial", metavar="HEX", help="the serial of its board")
     parser.add_argument("--revision", metavar="HEX", help="the revision code of its board, such as a01041")
