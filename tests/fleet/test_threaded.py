@@ -122,11 +122,20 @@ FORM = "application/x-www-form-urlencoded"
 
 
 @pytest.mark.parametrize("path", ["/sign-in", "/devices/act", "/api/v1/devices/tag"])
-@pytest.mark.parametrize("kind", ["multipart/form-data; boundary=B", "Multipart/Form-Data;boundary=B"])
-def test_a_form_in_parts_costs_no_thread(
+@pytest.mark.parametrize(
+    "kind",
+    [
+        "multipart/form-data; boundary=B",
+        "Multipart/Form-Data;boundary=B",
+        FORM + ';a="' + 19000 * '\\";',
+        FORM + 300 * ";",
+    ],
+    ids=["parts", "Parts", "quotes", "semicolons"],
+)
+def test_a_content_type_that_takes_long_to_read_costs_no_thread(
     app: Application, monkeypatch: pytest.MonkeyPatch, path: str, kind: str
 ) -> None:
-    """Strangers who send them would keep a revocation waiting: they are refused before Django reads them."""
+    """Strangers who send it, or a form in parts, would keep a revocation waiting: they are refused before Django reads it."""
     monkeypatch.setattr(app.django, "get_response", None)
     headers = {"host": "fleet.test", "content-type": kind, "cookie": f"__Host-pi-fleet-csrf={'a' * 32}"}
     assert exchange(app, "POST", path, PARTS, headers).status == 415

@@ -45,6 +45,7 @@ Send = Callable[[Message], Awaitable[None]]
 Endpoint = Callable[..., Answer]  # (request, *, now, authority)
 
 THREADS = 4
+MAX_KIND = 256  # for each quote and semicolon in a content type Django looks at all of it
 
 
 class Disconnected(Exception):  # noqa: N818  # not an error: there is nobody left to tell
@@ -147,13 +148,11 @@ class Application:
 
 def unreadable(headers: Iterable[tuple[bytes, bytes]]) -> OAuthError | None:
     """Why Django is not given a request, which it would read for seconds before it knows who asks."""
-    escapes = 0
-    for name, value in headers:
-        if name == b"content-type" and b"multipart" in value.lower():
-            return OAuthError("invalid_request", "no form is taken in parts", status=415)
-        if name == b"cookie":
-            escapes += value.count(b"\\")
-    if escapes > MAX_ESCAPES:
+    headers = list(headers)
+    kind = b",".join(value for name, value in headers if name == b"content-type").lower()
+    if b"multipart" in kind or len(kind) > MAX_KIND:
+        return OAuthError("invalid_request", "no such content type is taken, nor a form in parts", status=415)
+    if sum(value.count(b"\\") for name, value in headers if name == b"cookie") > MAX_ESCAPES:
         return OAuthError("invalid_request", f"the cookies have more than {MAX_ESCAPES} escapes")
     return None
 
