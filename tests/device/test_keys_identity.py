@@ -74,6 +74,16 @@ def test_another_board_enrolls_as_itself_and_keeps_what_it_found(state: Path) ->
     assert joining.load_key(state, second).public_key().kid == second.kid
 
 
+def test_a_folder_that_is_no_serial_reaches_no_terminal(state: Path) -> None:
+    """The agent's user can make any folder there, and root is shown what is set aside."""
+    enroll(state, HERE, "pi-1")
+    enroll(state, THERE, "pi-2")
+    strange = state / "boards" / "\x1b[2J"
+    strange.mkdir(mode=0o700)
+    (strange / "identity.json").write_text("{}")
+    assert identity.set_aside(state) == [HERE]
+
+
 def test_a_card_that_goes_back_finds_its_identity_again(state: Path) -> None:
     """Swapping a card there and back leaves each board with the identity it had."""
     first, second = enroll(state, HERE, "pi-1"), enroll(state, THERE, "pi-2")

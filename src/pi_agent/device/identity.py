@@ -123,8 +123,9 @@ def claim(state: Path, serial: str) -> Identity | None:
 
 
 def set_aside(state: Path) -> list[str]:
-    """The serials of the boards whose identities wait here for their board."""
-    return sorted(path.parent.name for path in (state / BOARDS).glob(f"*/{NAME}"))
+    """The serials of the boards whose identities wait here for their board. Other folders are none of ours."""
+    names = (path.parent.name for path in (state / BOARDS).glob(f"*/{NAME}"))
+    return sorted(name for name in names if _FOLDER.fullmatch(name))
 
 
 def forget(state: Path) -> None:
