@@ -117,7 +117,9 @@ def test_contacts_are_noted(app: Application, pi: Pi) -> None:
     assert ask(app, pi.form(pi.assertion(iat=1, exp=61))).status == 400
     assert "by this server's clock" in Device.objects.get().refused_reason
     Device.objects.update(refused_at=None, refused_reason="")
-    assert ask(app, pi.form(Pi(client_id=pi.client_id).assertion())).status == 400
+    stranger = Pi(client_id=pi.client_id)
+    for header in ({}, {"kid": pi.public.kid}, {"kid": pi.public.kid, "typ": "at+jwt"}):
+        assert ask(app, pi.form(stranger.assertion(header=header))).status == 400
     assert Device.objects.get().refused_at is None, "a stranger can say nothing about a device"
 
 
