@@ -37,6 +37,7 @@ def keys(app: Application) -> Iterator[None]:
     SigningKey.objects.all().delete()
     SharedSecret.objects.all().delete()
     SigningKey.objects.bulk_create(rows)
+    app.reload()
 
 
 def states(now: int) -> list[str]:
