@@ -63,7 +63,7 @@ def _database(stack: contextlib.ExitStack) -> str:
         pytest.skip(why)
     cluster = Cluster()
     stack.callback(cluster.close)
-    return cluster.database()
+    return cluster.database(nothing=True)
 
 
 def of_schema(schema: dict[str, Any]) -> st.SearchStrategy[Any]:

@@ -8,7 +8,10 @@ import shutil
 import socket
 import subprocess
 import tempfile
+from functools import cached_property
 from pathlib import Path
+
+from fleet.live import run
 
 USER = "postgres"
 
@@ -35,7 +38,8 @@ def missing() -> str:
 
 
 class Cluster:
-    """A server on a free port of loopback. ``database`` makes an empty database and answers its URL.
+    """A server on a free port of loopback. ``database`` makes a database and answers its URL: with the tables of a fleet
+    and no row in them, or with ``nothing=True`` with nothing at all.
 
     It does not wait for the disk (fsync): what is tested is killed programs, which the kernel's memory outlives.
     """
@@ -60,17 +64,27 @@ class Cluster:
     def stop(self, mode: str = "fast") -> None:
         self._run("pg_ctl", "-D", str(self.home / "db"), "-w", "-m", mode, "stop")
 
-    def database(self) -> str:
+    def database(self, *, nothing: bool = False) -> str:
         self.made += 1
         name = f"fleet_{self.made}"
-        self.execute(f"CREATE DATABASE {name}")
+        self.execute(f"CREATE DATABASE {name}" + ("" if nothing else f" TEMPLATE {self._tables}"))
+        return self._url(name)
+
+    @cached_property
+    def _tables(self) -> str:
+        """A database to copy: making the tables takes a server as long as all else that it does before it listens."""
+        self.execute("CREATE DATABASE tables")
+        with tempfile.TemporaryDirectory() as data:
+            assert run("--data", data, "migrate", env={"DATABASE_URL": self._url("tables")}).returncode == 0
+        return "tables"
+
+    def _url(self, name: str) -> str:
         return f"postgresql://{USER}@127.0.0.1:{self.port}/{name}"
 
     def execute(self, statement: str, database: str = "postgres") -> list[tuple[object, ...]]:
         import psycopg
 
-        url = f"postgresql://{USER}@127.0.0.1:{self.port}/{database}"
-        with psycopg.connect(url, autocommit=True) as connection:
+        with psycopg.connect(self._url(database), autocommit=True) as connection:
             cursor = connection.execute(statement.encode())
             return cursor.fetchall() if cursor.description else []
 

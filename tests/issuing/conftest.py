@@ -34,7 +34,7 @@ def cluster() -> Iterator[Cluster]:
 
 @pytest.fixture(params=["sqlite", "postgres"])
 def database(request: pytest.FixtureRequest) -> str:
-    """The URL of an empty database; none for SQLite."""
+    """The URL of a database with no row in its tables; none for SQLite."""
     if request.param == "sqlite":
         return ""
     found: Cluster = request.getfixturevalue("cluster")

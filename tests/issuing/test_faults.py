@@ -102,7 +102,7 @@ def test_rs04_a_database_that_leaves_and_comes_back(tmp_path: Path) -> None:
     """503 within five seconds, the process stays up, keys and metadata are there, and it heals by itself."""
     cluster = Cluster()
     try:
-        server = start(tmp_path / "data", cluster.database())
+        server = start(tmp_path / "data", cluster.database(nothing=True))
         try:
             pi = server.enroll()
             used = pi.form()
@@ -239,9 +239,13 @@ sys.exit(main())
 
 
 @pytest.mark.parametrize("done", [0, 14, 15, 16])
-def test_rs14_a_migration_that_was_killed_is_gone_on_with(tmp_path: Path, database: str, done: int) -> None:
+@pytest.mark.parametrize("kind", ["sqlite", "postgres"])
+def test_rs14_a_migration_that_was_killed_is_gone_on_with(
+    tmp_path: Path, request: pytest.FixtureRequest, kind: str, done: int
+) -> None:
     """RS-14: kill -9 when so many migrations are in: the next start does the rest, and the fleet works."""
     data = tmp_path / "data"
+    database = request.getfixturevalue("cluster").database(nothing=True) if kind == "postgres" else ""
     env = CLEAN | {"KILLED_AFTER": str(done)} | ({"PI_FLEET_DATABASE_URL": database} if database else {})
     command = [sys.executable, "-c", KILLED, "--data", str(data), "migrate"]
     killed = subprocess.run(command, env=env, stderr=subprocess.DEVNULL, check=False)
@@ -274,7 +278,7 @@ def test_servers_that_start_together_migrate_once(tmp_path: Path, cluster: Clust
     """Three at the same moment on an empty PostgreSQL: all of them serve, with one and the same signing key."""
     from concurrent.futures import ThreadPoolExecutor
 
-    url = cluster.database()
+    url = cluster.database(nothing=True)
     with ThreadPoolExecutor(3) as pool:
         servers = list(pool.map(lambda name: start(tmp_path / name, url), "abc"))
     try:

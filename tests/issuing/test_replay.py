@@ -88,7 +88,8 @@ def test_rs03_kill_9_under_load_loses_nothing(tmp_path: Path, database: str) -> 
     server = start(data, database)
     port, pis, used = server.port, [], []
     for number in range(rounds):
-        pi = server.enroll()
+        pi = server.enroll(approved=False)
+        assert server.cli("approve", pi.client_id, "--yes", "--reason", "test").returncode == 0
         pis.append(pi)
         served = storm(server, pi, kill_after=5 + number)
         used += [(pi, body) for body in served]
