@@ -221,6 +221,7 @@ def locked() -> Iterator[None]:
     other.close()
 
 
+@pytest.mark.skipif(bool(SETTINGS.database_url), reason="it is a lock of SQLite")
 def test_rs01_a_locked_database_is_a_503(app: Application, pi: Pi, locked: None) -> None:
     """RS-01, RS-02: no token without a durable record, and never a 500."""
     reply = ask(app, pi.form())
@@ -228,6 +229,7 @@ def test_rs01_a_locked_database_is_a_503(app: Application, pi: Pi, locked: None)
     assert 2 <= int(reply.headers["retry-after"]) <= 10
 
 
+@pytest.mark.skipif(bool(SETTINGS.database_url), reason="it is a lock of SQLite")
 def test_rs01_service_goes_on_after_the_lock(app: Application, pi: Pi) -> None:
     """The same assertion is good once the database can be written to again: it was not spent."""
     body = pi.form()

@@ -38,7 +38,9 @@ from pi_agent.jwk import public_key
 
 JSON = {"content-type": "application/json"}
 FLEET_TESTS = Path(__file__).parents[1] / "fleet"
-THE_SAME = ("test_clones.py", "test_enrollment.py", "test_forget.py", "test_preauthorise.py", "test_rotation.py")
+THE_SAME = (
+    "test_assertion_spent.py", "test_clones.py", "test_enrollment.py", "test_forget.py", "test_preauthorise.py", "test_rotation.py",
+)  # fmt: skip
 
 
 def test_the_same_on_postgresql(cluster: Cluster) -> None:
