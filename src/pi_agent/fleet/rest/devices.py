@@ -210,11 +210,12 @@ def _version(request: HttpRequest) -> str:
 def _answer(chosen: Chosen, change: Change, *, dry_run: bool = False) -> dict[str, Any]:
     is_status = change.target not in (changes.TAGGED, changes.ROTATION, changes.NAMED)
     status = {"status": change.target} if is_status and not dry_run else {}
+    known = {device.client_id for device in change.changed}  # until now, of those that are forgotten
     return {
         "schema": "pi-fleet.change/1",
         "meaning": change.meaning,
         "matched": change.matched,
-        "unknown": chosen.unknown(),
+        "unknown": [one for one in chosen.unknown() if one not in known],
         "status": change.target,
         "dry_run": dry_run,
         "count": change.count,
