@@ -251,7 +251,7 @@ class Protocol(HttpToolsProtocol):
         """Whether an answer waits for a client that has taken none of it since the last look."""
         before, self.taken = self.taken, None
         if self.transport.get_write_buffer_size():
-            with contextlib.suppress(OSError):  # a local socket counts nothing
+            with contextlib.suppress(OSError, struct.error):  # a local socket counts nothing, nor does an old kernel
                 self.taken = acknowledged(self.transport.get_extra_info("socket"))
         return self.taken is not None and self.taken == before
 
