@@ -232,9 +232,8 @@ class Life:
         same(int(machine.run("wc", "-l", "/run/pi-agent/hooked").split()[0]) >= REFRESHES, True)
         same(card_writes(calls), [])
         changed = machine.run("find", "/", "-xdev", "-newer", "/run/midnight", "-type", "f").splitlines()
-        same(
-            [path for path in changed if not path.startswith("/var/log/journal/")], []
-        )  # systemd's, where it keeps one
+        # The journal is systemd's, where it keeps one.
+        same([path for path in changed if not path.startswith("/var/log/journal/")], [])
         lines = self._log_lines(machine) - logged
         machine.run("cp", "/run/config.toml", CONFIG)
         machine.run("systemctl", "restart", UNIT)

@@ -51,9 +51,7 @@ class Rotating:
         old = self._seen[str(jws.parse(by_old).header["kid"])]
         self._verify(by_old, old, assertion.ROTATION)
         self._verify(by_new, public, assertion.ROTATION)
-        if (
-            old.kid not in self.keys and public.kid not in self.keys
-        ):  # asking again is answered, even by the retired key
+        if self.keys.keys().isdisjoint((old.kid, public.kid)):  # asking again is answered, even by the retired key
             return reply({"error": "invalid_grant"}, status=400)
         self._seen[public.kid] = self.keys.setdefault(public.kid, public)
         return reply({"kid": public.kid})

@@ -43,9 +43,8 @@ def test_signatures(name: str, alg: str, count: int) -> None:
     """Every ECDSA P1363 and Ed25519 vector is believed or refused as Project Wycheproof says."""
     seen = 0
     for group in groups(name):
-        key: Any = load_pem_public_key(
-            group["publicKeyPem"].encode()
-        )  # one of them is RFC 8037's own, which load_jwk refuses
+        # Not by load_jwk, which refuses one of them: it is RFC 8037's own.
+        key: Any = load_pem_public_key(group["publicKeyPem"].encode())
         for test in group["tests"]:
             token = jws.UnverifiedToken({"alg": alg}, {}, bytes.fromhex(test["msg"]), bytes.fromhex(test["sig"]))
             good = believed(lambda token=token, key=key: jws.verify_signature(token, key=key, alg=alg))  # type: ignore[misc]

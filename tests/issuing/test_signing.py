@@ -51,9 +51,8 @@ def test_f07_a_key_is_published_before_it_signs_and_kept_after(keys: None) -> No
     ring = signing.load_ring(SETTINGS, now=NOW + 100)
     starts = NOW + 100 + PUBLISH_SECONDS
     assert PUBLISH_SECONDS > JWKS_SECONDS  # whoever fetched the keys just before has fetched them again
-    assert (
-        KEEP_SECONDS >= MAX_LIFETIME + resource.SKEW
-    )  # the last token that it signed has ended, by any clock that is near
+    # The last token that it signed has ended, by any clock that is near.
+    assert KEEP_SECONDS >= MAX_LIFETIME + resource.SKEW
     for now, signs, published, words in (
         (NOW + 100, first, {first, second}, ["signing", "next"]),
         (starts - 1, first, {first, second}, ["signing", "next"]),

@@ -229,9 +229,7 @@ def _used(claim: Claim, device: DeviceRow | None, book: Ledger) -> OAuthError:
 
 def _decide(claim: Claim, device: DeviceRow | None, rules: Rules, authority: Authority) -> Admitted | OAuthError:
     verified, now = claim.verified, rules.now
-    if device is None or not speaks(
-        device.key.pending_until, now
-    ):  # taken out, or not yet let in, the key or the device
+    if device is None or not speaks(device.key.pending_until, now):  # the key or the device is out, or not yet in
         retired = clones.retired_key(verified.issuer, verified.kid, source=claim.source, now=now)
         return retired or OAuthError("invalid_grant", clients.BAD_SIGNATURE)
     if authority.limits and (wait := authority.limits.device.wait(verified.issuer, now)):

@@ -79,10 +79,8 @@ def decide(
         return OAuthError("invalid_grant", f"the board is not the one that enrolled: {' and '.join(changed)} changed")
     audience = resource or rules.audience
     allowed = rules.scopes(verified.issuer, device.scopes, audience)
-    if allowed is None:
-        return OAuthError(
-            "invalid_target", "no rule gives this device tokens for that resource: pi-fleet rule list"
-        )  # RFC 8707 section 2
+    if allowed is None:  # RFC 8707 section 2
+        return OAuthError("invalid_target", "no rule gives this device tokens for that resource: pi-fleet rule list")
     wanted = dict.fromkeys(scope.split() or allowed)
     if not wanted.keys() <= set(allowed):
         return OAuthError("invalid_scope", "no rule gives this device that scope: pi-fleet rule list")
