@@ -304,7 +304,8 @@ def test_b29_a_device_is_slowed_down_and_keeps_its_assertion(tmp_path: Path) -> 
         bodies = [pi.form() for _ in range(3)]
         assert [server.ask(body).status for body in bodies[:2]] == [200, 200]
         slowed = server.ask(bodies[2])
-        assert (slowed.status, slowed.headers["retry-after"]) == (429, "2")
+        assert slowed.status == 429
+        assert slowed.headers["retry-after"] in ("1", "2")  # of two seconds, one may be over
         assert server.ask(other.form()).status == 200
         end = time.monotonic() + 60
         while (reply := server.ask(bodies[2])).status == 429:
