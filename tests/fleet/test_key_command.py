@@ -114,7 +114,7 @@ def test_a_copied_card_in_another_board(card: Card, live: LiveFleet) -> None:
     assert "note: this identity belongs to the board" in card.run("key", "show").stderr
     refused = card.run("run")
     assert (refused.returncode, refused.stderr.count(str(first["serial"]))) == (2, 1)
-    assert f"pi-agent --state {card.home}/state " in refused.stderr and f" setup {live.issuer}" in refused.stderr
+    assert f" --state {card.home}/state " in refused.stderr and f" setup {live.issuer}" in refused.stderr
     assert card.run("setup", live.issuer, "--loopback-http").returncode == 4
     second = card.key("show")
     assert second["client_id"] != first["client_id"]
