@@ -17,6 +17,9 @@ from fleet.live import LiveFleet
 DESK, HAND = {"width": 1280, "height": 860}, {"width": 390, "height": 844}
 PICTURES = os.environ.get("PI_AGENT_SCREENSHOTS")
 
+# Suggestions that were still asked for when the page was left. What fails says responseError or sendError, too.
+LEAVING = ("htmx:sendAbort", "htmx:afterRequest")
+
 
 class Seat:
     """A signed-in browser tab. What the console complains of is kept: a strict page complains of nothing."""
@@ -26,12 +29,14 @@ class Seat:
         self.context = chromium.new_context(base_url=live.issuer, **options)
         self.page = self.context.new_page()
         self.complaints: list[str] = []
-        self.page.on(
-            "console", lambda message: self.complaints.append(message.text) if message.type == "error" else None
-        )
+        self.page.on("console", self._listen)
         self.page.on("pageerror", lambda error: self.complaints.append(str(error)))
         self.page.goto(live.cli("sign-in-link").stdout.strip())
         self.page.get_by_role("button", name="Sign in").click()
+
+    def _listen(self, message: Any) -> None:
+        if message.type == "error" and not message.text.startswith(LEAVING):
+            self.complaints.append(message.text)
 
     def go(self, path: str) -> Any:
         self.page.goto(path)

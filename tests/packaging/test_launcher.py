@@ -95,7 +95,7 @@ def test_no_token_goes_the_long_way(start: Start, tmp_path: Path) -> None:
     """When the agent has none, what it says comes with its hint and exit code."""
     with agent(tmp_path, answer(NONE, "503 Service Unavailable")):
         done = start("token")
-    assert (done.returncode, done.stdout) == (4, b"")
+    assert (done.returncode, done.stdout) == (5, b"")
     assert done.stderr == b"error: no token; first request in 3 s\nhint: wait a little\n"
 
 

@@ -229,6 +229,7 @@ def _bring_up(made: Path) -> None:
         raise BackupError(f"the backup cannot be brought to this version: {reason(error)}") from error
     finally:
         connections["draft"].close()
+        del connections["draft"]  # the next draft is another file
 
 
 def set_aside(database: Path) -> Path | None:
