@@ -1,7 +1,7 @@
 """Command lines: argparse whose errors say what was probably meant, and hints about the same agent or fleet as the line.
 
 error: there is no command 'devcies'
-hint: did you mean devices? pi-fleet --help lists them all
+hint: did you mean devices? pi-fleet --help lists the commands
 """
 
 from __future__ import annotations
@@ -56,10 +56,10 @@ class Parser(argparse.ArgumentParser):
 
     def meant(self, word: str, known: Iterable[str], what: str) -> str:
         """The hint for a word that is not among those known."""
-        from difflib import get_close_matches  # nobody else needs it
+        from pi_agent.catalogue import nearest  # most lines are good
 
-        close = get_close_matches(word, list(known), 1) if word else []
-        return f"{f'did you mean {close[0]}? ' if close else ''}{self.prog} --help lists the {what}"
+        near = nearest(word, known)
+        return f"{f'did you mean {near}? ' if near else ''}{self.prog} --help lists the {what}"
 
 
 def asks_for_help(words: Sequence[str]) -> list[str]:
@@ -67,11 +67,13 @@ def asks_for_help(words: Sequence[str]) -> list[str]:
     return [*words[1:], "--help"] if words[:1] == ["help"] else list(words)
 
 
-def addressed(text: str, program: str, commands: Collection[str], options: Sequence[str]) -> str:
-    """``text`` with the ``options`` of this line put behind each ``program COMMAND`` that it tells somebody to run."""
-    if not options:
-        return text
+def in_place(
+    hint: str, program: str, commands: Collection[str], places: Sequence[str], arguments: argparse.Namespace
+) -> str:
+    """``hint`` with the commands in it as they are to be typed for whom this line was about: ``places`` are the options that say so."""
     import shlex  # hardly a line comes to this
 
+    found = ((name, getattr(arguments, name.replace("-", "_"))) for name in places)
+    given = shlex.join([word for name, value in found if value for word in (f"--{name}", str(value))])
     named = "|".join(map(re.escape, commands))
-    return re.sub(rf"\b{program} (?=(?:{named})\b)", lambda found: f"{found[0]}{shlex.join(options)} ", text)
+    return re.sub(rf"\b{program} (?=(?:{named})\b)", lambda found: f"{found[0]}{given} ", hint) if given else hint

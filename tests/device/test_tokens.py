@@ -101,6 +101,23 @@ def test_rules_survive_the_pipe() -> None:
     assert allow.unpack("") == []
 
 
+def as_daemon(pi: Living, *requests: tuple[str, str]) -> list[str]:
+    """What the agent answers to these methods and targets when the user daemon asks, whom its socket lets in."""
+    (pi.home / "run").chmod(0o755)
+    (pi.home / "run" / "agent.sock").chmod(0o666)
+    script = f"""
+import os, sys
+os.chdir({pi.runtime!r}); sys.path.insert(0, {str(SOURCE)!r})
+from pi_agent import client
+os.setgroups([]); os.setgid(1); os.setuid(1)
+for method, target in {requests!r}:
+    print(client.get(target, method=method, runtime="."))
+"""
+    return subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=True
+    ).stdout.splitlines()
+
+
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
 def test_another_user_is_told_which_rule_refused(pi: Living) -> None:
     """E-02: the kernel says who calls; the answer is 403 with the rule's place, and the next step as a hint."""
@@ -108,18 +125,9 @@ def test_another_user_is_told_which_rule_refused(pi: Living) -> None:
     pi.configure(config.read_text() + '[[local.allow]]\nuser = "daemon"\naudiences = ["https://b"]\n')
     with pi.running():
         pi.state("ok")
-        (pi.home / "run").chmod(0o755)
-        (pi.home / "run" / "agent.sock").chmod(0o666)
-        script = f"""
-import os, sys
-os.chdir({pi.runtime!r}); sys.path.insert(0, {str(SOURCE)!r})
-from pi_agent import client
-os.setgroups([]); os.setgid(1); os.setuid(1)
-for method, target in ("GET", "/v1/token"), ("GET", "/v1/token?audience=https://b&wait=5"), ("POST", "/v1/sign-out"):
-    print(client.get(target, method=method, runtime="."))
-"""
-        done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
-        first, second, third = done.stdout.splitlines()
+        first, second, third = as_daemon(
+            pi, ("GET", "/v1/token"), ("GET", "/v1/token?audience=https://b&wait=5"), ("POST", "/v1/sign-out")
+        )
         assert first.startswith("(403")
         assert "config.toml:4 does not grant uid 1" in first
         assert second.startswith("(200")
@@ -133,18 +141,9 @@ def test_e02_another_user_does_not_get_more_than_the_configured_scope_by_naming_
     pi.configure(config.read_text() + '[token]\nscope = "read"\n[[local.allow]]\nuser = "daemon"\n')
     with pi.running():
         pi.state("ok")
-        (pi.home / "run").chmod(0o755)
-        (pi.home / "run" / "agent.sock").chmod(0o666)
-        script = f"""
-import os, sys
-os.chdir({pi.runtime!r}); sys.path.insert(0, {str(SOURCE)!r})
-from pi_agent import client
-os.setgroups([]); os.setgid(1); os.setuid(1)
-for query in "", "?scope=read", "?scope=&wait=5":
-    print(client.get("/v1/token" + query, runtime="."))
-"""
-        done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
-        assert [line[:4] for line in done.stdout.splitlines()] == ["(200", "(200", "(403"]
+        queries = "", "?scope=read", "?scope=&wait=5"
+        answers = as_daemon(pi, *(("GET", f"/v1/token{query}") for query in queries))
+        assert [answer[:4] for answer in answers] == ["(200", "(200", "(403"]
 
 
 def test_a_caller_who_needs_it_longer_gets_an_early_refresh(pi: Living) -> None:

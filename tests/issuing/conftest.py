@@ -47,6 +47,15 @@ def start(data: Path, database: str, *options: str, bind: str = "127.0.0.1:0") -
     return LiveFleet(data, "--no-rate-limit", *more, *options, bind=bind)
 
 
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LiveFleet]:
+    """One server on SQLite for the tests of a file, one of which may end it."""
+    found = start(tmp_path_factory.mktemp("server") / "data", "")
+    yield found
+    if found.process.poll() is None:
+        found.stop()
+
+
 @pytest.fixture
 def live(tmp_path: Path, database: str) -> Iterator[LiveFleet]:
     """A server, on each database in turn."""

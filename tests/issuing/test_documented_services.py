@@ -9,7 +9,7 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,6 @@ from django.test import RequestFactory, override_settings
 from device.resident import until
 from fleet.live import LiveFleet
 from fleet.support import Pi, exchange
-from issuing.conftest import start
 from pi_agent.fleet import InsufficientScopeError
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "resource-servers.md"
@@ -46,13 +45,6 @@ def program(
     names["__name__"] = "documented"
     exec(compile(text, str(PAGE), "exec"), names)
     return names
-
-
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LiveFleet]:
-    found = start(tmp_path_factory.mktemp("services") / "data", "")
-    yield found
-    found.stop()
 
 
 @pytest.fixture(scope="module")

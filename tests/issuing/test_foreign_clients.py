@@ -7,7 +7,6 @@ import secrets
 import shutil
 import subprocess
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -23,16 +22,8 @@ from joserfc.jwk import ECKey
 from oauthlib.oauth2 import ServiceApplicationClient
 
 from fleet.live import LiveFleet
-from issuing.conftest import start
 from pi_agent.jwk import public_key
 from pi_agent.oauth import JWT_BEARER
-
-
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LiveFleet]:
-    found = start(tmp_path_factory.mktemp("clients") / "data", "")
-    yield found
-    found.stop()
 
 
 def added(server: LiveFleet, key: Any, folder: Path) -> str:

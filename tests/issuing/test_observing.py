@@ -10,12 +10,9 @@ import sqlite3
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
 from urllib.parse import quote, urlencode
-
-import pytest
 
 from fleet.live import LiveFleet
 from fleet.support import BOARD, FORM, Pi, ask, exchange
@@ -56,14 +53,6 @@ NAMES = {
     "pi_fleet_signing_key_age_seconds",
     "pi_fleet_clock_behind_seconds",
 }
-
-
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LiveFleet]:
-    found = start(tmp_path_factory.mktemp("operations") / "data", "")
-    yield found
-    if found.process.poll() is None:
-        found.stop()
 
 
 def metrics(server: LiveFleet) -> dict[str, float]:

@@ -6,7 +6,7 @@ import base64
 import json
 import sqlite3
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from functools import partial
@@ -27,14 +27,6 @@ from pi_agent.fleet.options import OPTIONS
 from pi_agent.jwk import public_key
 
 PROJECT = Path(__file__).resolve().parents[2]
-
-
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LiveFleet]:
-    found = start(tmp_path_factory.mktemp("operations") / "data", "")
-    yield found
-    if found.process.poll() is None:
-        found.stop()
 
 
 # Backup and restore.

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 
+from pi_agent import command_line
+
 COMMANDS = (
     *("setup", "run", "status", "doctor", "token", "wait", "exec", "refresh", "sign-out", "board", "config"),
     *("key", "first-boot", "wipe-identity"),
@@ -12,8 +14,5 @@ PLACES = ("config", "state", "runtime", "root")  # the options that say which ag
 
 
 def in_place(hint: str, args: argparse.Namespace) -> str:
-    """The hint with the commands in it as they are to be typed for the agent that this line was about."""
-    from pi_agent.command_line import addressed  # most lines end without a hint
-
-    given = [word for name in PLACES if (value := getattr(args, name)) for word in (f"--{name}", value)]
-    return addressed(hint, "pi-agent", COMMANDS, given)
+    """The hint as it is to be typed for the agent that this line was about."""
+    return command_line.in_place(hint, "pi-agent", COMMANDS, PLACES, args)

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import argparse
 
+from pi_agent import command_line
+
 # What each file of ``commands`` has; only those that a command line names are imported.
 COMMANDS = {
     "local": {"serve"},
@@ -29,10 +31,5 @@ def names() -> list[str]:
 
 
 def in_place(hint: str, arguments: argparse.Namespace) -> str:
-    """The hint with the commands in it as they are to be typed for the fleet that this line was about."""
-    from pi_agent.command_line import addressed  # most lines end without a hint
-
-    found = ((name, getattr(arguments, name.replace("-", "_"))) for name in PLACES)
-    return addressed(
-        hint, "pi-fleet", names(), [word for name, value in found if value for word in (f"--{name}", str(value))]
-    )
+    """The hint as it is to be typed for the fleet that this line was about."""
+    return command_line.in_place(hint, "pi-fleet", names(), PLACES, arguments)

@@ -10,7 +10,6 @@ from __future__ import annotations
 import functools
 import hashlib
 import inspect
-import json
 import os
 import secrets
 import time
@@ -26,7 +25,7 @@ from ninja.utils import check_csrf
 from pydantic import AfterValidator, ConfigDict
 from pydantic_core import PydanticCustomError
 
-from pi_agent.errors import UsageError
+from pi_agent.errors import MalformedTokenError, UsageError
 from pi_agent.fleet import access, audit
 from pi_agent.fleet.access import Caller, ForbiddenError
 from pi_agent.fleet.audit import Actor, Event
@@ -36,6 +35,7 @@ from pi_agent.fleet.rates import Rate
 from pi_agent.fleet.rest.problems import problem
 from pi_agent.fleet.settings import current
 from pi_agent.fleet.sources import source_of
+from pi_agent.jws import load_json_object
 
 SAFE = ("GET", "HEAD", "OPTIONS")
 CALLS = Rate(limit=1200, seconds=60)
@@ -228,10 +228,9 @@ def _once(request: HttpRequest, key: str, run: Callable[[], HttpResponse]) -> Ht
 def _is_preview(request: HttpRequest) -> bool:
     """Nothing is done, and to look at all devices takes longer than everybody else should wait for SQLite's lock."""
     try:
-        members = json.loads(request.body)
-    except (ValueError, RecursionError):
+        return request.method == "POST" and load_json_object(request.body).get("dry_run") is True
+    except MalformedTokenError:
         return False
-    return request.method == "POST" and isinstance(members, dict) and members.get("dry_run") is True
 
 
 def _again(known: RememberedAnswer, asked: str) -> HttpResponse:
